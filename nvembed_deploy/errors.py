@@ -1,0 +1,54 @@
+"""This file owns the errors users see, and the exit code of each.
+
+Every error says what is wrong (`problem`: what, where, got, expected) and what to do (`fix`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class NVEmbedError(Exception):
+    """An error with a remedy. The command line prints it as two lines, without a traceback."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, problem: str, fix: str) -> None:
+        """Keep both halves: `problem` (what, where, got, expected) and `fix` (what to do)."""
+        super().__init__(f"{problem}\n  fix: {fix}")
+        self.problem = problem
+        self.fix = fix
+
+
+class CheckpointError(NVEmbedError):
+    """A checkpoint folder, or a tensor in it, is not what it should be."""
+
+
+class ArtifactError(NVEmbedError):
+    """An artifact folder is incomplete, damaged or does not fit this use of it."""
+
+
+class RecipeError(NVEmbedError):
+    """A recipe file or an option holds a value that cannot be used."""
+
+
+class InputError(NVEmbedError):
+    """A text or an argument of `encode` cannot be used."""
+
+
+class GateError(NVEmbedError):
+    """A check ran and failed: the numbers are outside the tolerance."""
+
+    exit_code = 1
+
+
+class MissingPackageError(NVEmbedError):
+    """An optional package is not installed."""
+
+    exit_code = 3
+
+
+class HardwareError(NVEmbedError):
+    """This machine lacks what was asked for (a GPU, an execution provider)."""
+
+    exit_code = 3
