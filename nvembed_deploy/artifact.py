@@ -1,0 +1,244 @@
+"""This file owns on-disk contract 2, the artifact folder: its names and its checks.
+
+The manifest (`manifest.py`) lists every file with its size and sha256; what is not as listed is
+refused. `staging.py` makes the folder appear at once; what is in the graph is `export`'s matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.manifest import REEXPORT, FileRecord, Manifest, WeightsSize, check_parity
+from nvembed_deploy.staging import staged_folder, sync
+
+__all__ = [
+    "LAYOUT",
+    "Artifact",
+    "FileRecord",
+    "Layout",
+    "Manifest",
+    "WeightsSize",
+    "add_file_record",
+    "hash_file",
+    "is_artifact",
+    "open_artifact",
+    "read_manifest",
+    "staged_artifact",
+    "update_parity",
+    "write_manifest",
+]
+
+_CHUNK_BYTES = 8 << 20
+
+Progress = Callable[[str, int, int], None]
+"""Called while a file is read: its name, bytes done, bytes in all."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names inside an artifact folder.
+
+    `weights` is a safetensors file whose tensor names are the graph's initializer names; the
+    graph refers to it by offset.
+    """
+
+    manifest: str = "manifest.json"
+    graph: str = "model.onnx"
+    weights: str = "model.onnx_data"
+    tokenizer: str = "tokenizer.json"
+    config: str = "config.json"
+    engines: str = "engines"
+
+
+LAYOUT = Layout()
+REQUIRED_FILES = (LAYOUT.graph, LAYOUT.weights, LAYOUT.tokenizer)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact folder that was opened and is what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX graph."""
+        return self.path / LAYOUT.graph
+
+    @property
+    def weights(self) -> Path:
+        """The graph's weights."""
+        return self.path / LAYOUT.weights
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer."""
+        return self.path / LAYOUT.tokenizer
+
+
+def is_artifact(path: Path) -> bool:
+    """Say whether a folder claims to be an artifact."""
+    return (Path(path) / LAYOUT.manifest).is_file()
+
+
+def open_artifact(
+    path: Path, verify: Literal["fast", "full"] = "fast", *, progress: Progress | None = None
+) -> Artifact:
+    """Open an artifact and check that it is what it says.
+
+    Args:
+        path: the folder.
+        verify: "fast" checks the size of every listed file and the sha256 of all but the
+            weights; "full" reads the weights too.
+        progress: called while files are read.
+
+    Raises:
+        ArtifactError: it is no artifact, or a file is missing, changed or outside the folder.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    missing = [name for name in REQUIRED_FILES if name not in manifest.files]
+    if missing:
+        raise ArtifactError(f"{path / LAYOUT.manifest} does not list {missing}", REEXPORT)
+    for name, record in manifest.files.items():
+        _check_size(path, name, record)
+    for name, record in manifest.files.items():
+        if verify == "full" or name != LAYOUT.weights:
+            _check_hash(path, name, record, progress)
+    return Artifact(path=path, manifest=manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of an artifact folder, without looking at its other files.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be understood.
+    """
+    manifest_path = Path(path) / LAYOUT.manifest
+    try:
+        data = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            f"{path} is no artifact: it has no {LAYOUT.manifest}",
+            "give the folder that the exporter wrote",
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{manifest_path} cannot be read: {error}", REEXPORT) from error
+    if not isinstance(data, dict):
+        raise ArtifactError(
+            f"{manifest_path}: got a JSON {type(data).__name__}, expected an object", REEXPORT
+        )
+    return Manifest.from_dict(data, manifest_path)
+
+
+@contextmanager
+def staged_artifact(out_dir: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes the artifact `out_dir` when the block succeeds.
+
+    Raises:
+        ArtifactError: `out_dir` cannot be made, or the block wrote no manifest.
+    """
+    with staged_folder(out_dir, marker=LAYOUT.manifest, overwrite=overwrite) as stage:
+        yield stage
+        read_manifest(stage)
+
+
+def add_file_record(
+    stage_dir: Path, manifest: Manifest, name: str, sha256: str | None = None
+) -> Manifest:
+    """Return the manifest with `name` listed; its sha256 is computed unless the writer knows it."""
+    file = stage_dir / name
+    record = FileRecord(bytes=file.stat().st_size, sha256=sha256 or hash_file(file))
+    return replace(manifest, files={**manifest.files, name: record})
+
+
+def write_manifest(stage_dir: Path, manifest: Manifest) -> Manifest:
+    """List every file that is not listed yet, write the manifest, and return it as written.
+
+    Raises:
+        ArtifactError: a listed file is not in the folder, or of another size.
+    """
+    for file in sorted(stage_dir.rglob("*")):
+        name = file.relative_to(stage_dir).as_posix()
+        if file.is_file() and name not in manifest.files and name != LAYOUT.manifest:
+            manifest = add_file_record(stage_dir, manifest, name)
+    for name, record in manifest.files.items():
+        _check_size(stage_dir, name, record)
+    _replace_manifest(stage_dir, manifest)
+    return manifest
+
+
+def update_parity(path: Path, verdict: dict[str, Any]) -> Manifest:
+    """Record the parity verdict; the manifest is replaced at once, nothing else is touched.
+
+    Args:
+        path: an artifact folder.
+        verdict: `passed` (bool) and the numbers behind it.
+
+    Raises:
+        ArtifactError: the folder has no readable manifest, or the verdict has no `passed`.
+    """
+    manifest = read_manifest(path)
+    try:
+        manifest = replace(manifest, parity=check_parity(verdict))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}", "pass the parity suite's own verdict") from error
+    _replace_manifest(Path(path), manifest)
+    return manifest
+
+
+def hash_file(path: Path, progress: Progress | None = None) -> str:
+    """Return a file's sha256 in hexadecimal."""
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(path.name, done, total)
+    return digest.hexdigest()
+
+
+def _check_size(folder: Path, name: str, record: FileRecord) -> None:
+    """Check that a listed file exists inside `folder` and has its size."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(
+            f"{file} leads to {file.resolve()}, outside the artifact",
+            "copy the folder with the files themselves: cp -rL",
+        )
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing, but the manifest lists it", REEXPORT)
+    size = file.stat().st_size
+    if size != record.bytes:
+        raise ArtifactError(f"{file}: got {size} bytes, expected {record.bytes}", REEXPORT)
+
+
+def _check_hash(folder: Path, name: str, record: FileRecord, progress: Progress | None) -> None:
+    got = hash_file(folder / name, progress)
+    if got != record.sha256:
+        raise ArtifactError(
+            f"{folder / name} was changed: got sha256 {got}, expected {record.sha256}", REEXPORT
+        )
+
+
+def _replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest so that a reader sees the old one or the new one, never half of one."""
+    temporary = folder / f".{LAYOUT.manifest}.{os.getpid()}"
+    text = json.dumps(manifest.to_dict(), indent=2, sort_keys=True) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(folder / LAYOUT.manifest)
+        sync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
