@@ -1,0 +1,192 @@
+"""This file owns the proof that exporting never holds the model: memory, time and disk.
+
+It writes a random float16 checkpoint of NV-Embed's full width (32 layers are 15.7 GB; --layers 8
+is the CI size), then, in the same run and on the same disk, copies and fsyncs as many bytes as the
+export writes, and exports it. Run: python benchmarks/lean_export.py --layers 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from nvembed_deploy.artifact import LAYOUT
+from nvembed_deploy.export.memory import peak_bytes
+from nvembed_deploy.export.progress import Advance
+from nvembed_deploy.model.names import expected_shapes, released_name
+from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.tensorfile import SafetensorsWriter
+
+GIB = 1 << 30
+MEMORY_BAR_BYTES = int(1.5 * GIB)
+TIME_BAR = 2.0
+DISK_BAR = 1.05
+
+
+def main() -> int:
+    """Write, copy, export, print; exit code 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--workdir", type=Path, help="a folder on the disk to measure")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--export", type=Path, nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.export:
+        print(json.dumps(_export(*args.export)))  # noqa: T201
+        return 0
+    workdir = Path(tempfile.mkdtemp(prefix="lean-export-", dir=args.workdir))
+    try:
+        result = _measure(workdir, args.layers)
+    finally:
+        shutil.rmtree(workdir)
+    print(json.dumps(result, indent=2))  # noqa: T201
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(result["bars"].values()) else 1
+
+
+def _measure(workdir: Path, layers: int) -> dict[str, object]:
+    base = ModelSpec()
+    spec = dataclasses.replace(
+        base, backbone=dataclasses.replace(base.backbone, num_layers=layers)
+    )
+    checkpoint, out = workdir / "checkpoint", workdir / "artifact"
+    checkpoint_bytes = write_random_checkpoint(checkpoint, spec)
+    command = [sys.executable, __file__, "--export", str(checkpoint), str(out)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    steps = json.loads(run.stdout.splitlines()[-1])
+    written = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    copy_seconds = _copy_seconds(out / LAYOUT.weights, workdir / "copy")
+    export_seconds = steps["weights"]["seconds"] + steps["graph"]["seconds"]
+    export_bytes = max(steps["weights"]["peak_bytes"], steps["graph"]["peak_bytes"])
+    growth = export_bytes - steps["imports"]["peak_bytes"]
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "layers": layers,
+        "checkpoint_bytes": checkpoint_bytes,
+        "artifact_bytes": written,
+        "peak_above_imports_gib": round(growth / GIB, 3),
+        "export_seconds": round(export_seconds, 1),
+        "copy_seconds": round(copy_seconds, 1),
+        "export_over_copy": round(export_seconds / copy_seconds, 2),
+        "self_check_seconds": round(steps["self-check"]["seconds"], 1),
+        "self_check_peak_gib": round(
+            (steps["self-check"]["peak_bytes"] - steps["imports"]["peak_bytes"]) / GIB, 3
+        ),
+        "disk_over_weights": round(written / steps["weights"]["total"], 4),
+        "bars": {
+            "peak <= 1.5 GiB above imports": growth <= MEMORY_BAR_BYTES,
+            "time <= 2 x copy and fsync": export_seconds <= TIME_BAR * copy_seconds,
+            "disk <= weights + 5%": written <= DISK_BAR * steps["weights"]["total"],
+        },
+    }
+
+
+def write_random_checkpoint(folder: Path, spec: ModelSpec, seed: int = 0) -> int:
+    """Write a checkpoint in the released layout, float16, with values of plausible size."""
+    folder.mkdir()
+    pooler, backbone = spec.pooler, spec.backbone
+    config = {
+        "model_type": "nvembed",
+        "text_config": {
+            "model_type": "bidir_mistral",
+            "vocab_size": backbone.vocab_size,
+            "hidden_size": backbone.hidden_size,
+            "num_hidden_layers": backbone.num_layers,
+            "num_attention_heads": backbone.num_heads,
+            "num_key_value_heads": backbone.num_kv_heads,
+            "intermediate_size": backbone.intermediate_size,
+            "rms_norm_eps": backbone.rms_norm_eps,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "latent_attention_config": {"num_latents_value": pooler.num_latents},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    _write_tokenizer(folder / "tokenizer.json")
+    shapes = expected_shapes(spec)
+    entries = [(released_name(name), "F16", shape) for name, shape in shapes.items()]
+    noise = np.random.default_rng(seed).standard_normal(1 << 24, np.float32)
+    with SafetensorsWriter(folder / "model.safetensors", entries) as writer:
+        for name, shape in shapes.items():
+            writer.write(released_name(name), _noise(noise, name, shape))
+        num_bytes, _ = writer.close()
+    return num_bytes
+
+
+def _noise(noise: np.ndarray, name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Yield a tensor in chunks cut from one block of noise, scaled as trained linears are."""
+    if name.endswith("norm.weight"):
+        yield np.ones(shape, np.float16)
+        return
+    scale = 1.0 if name.endswith("latents") else shape[-1] ** -0.5
+    block = (noise * np.float32(scale)).astype(np.float16)
+    left = int(np.prod(shape))
+    while left:
+        take = min(left, block.size)
+        yield block[:take]
+        left -= take
+
+
+def _write_tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{c: i + 3 for i, c in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(path))
+
+
+def _copy_seconds(source: Path, target: Path) -> float:
+    """Copy and fsync in 16 MiB pieces; the source was just written, as the checkpoint was."""
+    started = time.monotonic()
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 16 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return time.monotonic() - started
+
+
+class _Recorder:
+    """A Progress that notes each step's seconds and the peak memory at its end."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, dict[str, float]] = {"imports": {"peak_bytes": peak_bytes()}}
+
+    @contextmanager
+    def step(self, name: str, total: int | None) -> Iterator[Advance]:
+        started = time.monotonic()
+        yield lambda _: None
+        self.steps[name] = {
+            "seconds": time.monotonic() - started,
+            "peak_bytes": peak_bytes(),
+            "total": total or 0,
+        }
+
+
+def _export(checkpoint: Path, out: Path) -> dict[str, dict[str, float]]:
+    import nvembed_deploy.model.streaming  # noqa: F401 - the self-check's imports count as imports
+    from nvembed_deploy.export.pipeline import plan_export, run_export
+    from nvembed_deploy.export.recipe import ExportRecipe
+
+    recorder = _Recorder()
+    run_export(plan_export(checkpoint, ExportRecipe()), out, progress=recorder)
+    return recorder.steps
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""This file owns the `nvembed-deploy` command: its subcommands, nothing of what they do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import nvembed_deploy
+from nvembed_deploy import cli
+from nvembed_deploy.commands import assemble, encode, inspect
+from nvembed_deploy.export import __main__ as export
+
+_EPILOG = """examples:
+  nvembed-deploy assemble ./Mistral-7B-v0.1 ./checkpoint --adapter ./lora --pooler pooler.safetensors
+  nvembed-deploy export ./NV-Embed-v2 ./artifact --precision fp16
+  nvembed-deploy inspect ./artifact
+  nvembed-deploy encode ./artifact --text "hello" --out hello.npy
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command; parsed arguments carry their `command`."""
+    parser = argparse.ArgumentParser(
+        prog="nvembed-deploy",
+        description="Export NV-Embed checkpoints to verified engines and run them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=nvembed_deploy.__version__)
+    subcommands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, module, summary in (
+        ("assemble", assemble, "make a checkpoint of a base decoder, an adapter and a pooler"),
+        ("export", export, "write a checkpoint as an artifact"),
+        ("inspect", inspect, "show what an artifact is, and verify its files"),
+        ("encode", encode, "turn texts into embeddings"),
+    ):
+        module.add_arguments(subcommands.add_parser(name, help=summary))
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run it; return the exit code."""
+    args = build_parser().parse_args(argv)
+    return cli.run(args.command, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""This file owns on-disk contract 1, the checkpoint folder: finding, validating and writing one.
+
+Two layouts are read, both without running any code from the folder and without unpickling:
+
+1. released: NV-Embed's own (`config.json` with model_type "nvembed", sharded safetensors);
+2. assembled: `checkpoint.json` naming a base decoder (a Mistral/Llama-family folder or a GGUF
+   file), an optional PEFT adapter folder and the pooler's safetensors file.
+
+It does no arithmetic and knows no tensor names: `model/weights.py` does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from nvembed_deploy.config import backbone_from_config, read_json, released_spec, text_from_config
+from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.spec import ModelSpec, PoolerSpec, Pooling, TextSpec
+from nvembed_deploy.tensorfile import open_tensor_folder, open_tensors
+
+DESCRIPTION = "checkpoint.json"
+SCHEMA_VERSION = 1
+_KEYS = {"schema_version", "name", "base", "adapter", "pooler", "pooler_spec", "text", "prompts"}
+
+
+class Tensor(Protocol):
+    """One tensor on disk, read whole or by rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
+        ...
+
+    def read(self, rows: slice | None = None) -> np.ndarray:
+        """Return it, or `rows` of its first axis, in its stored dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: its spec and where each tensor lies, under the names its files use.
+
+    `adapter` is a PEFT folder or None; `tokenizer` a tokenizer.json or the GGUF file itself.
+    """
+
+    path: Path
+    spec: ModelSpec
+    backbone: Mapping[str, Tensor]
+    pooler: Mapping[str, Tensor]
+    adapter: Path | None
+    tokenizer: Path
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint folder of either layout.
+
+    Raises:
+        CheckpointError: the folder, its description or one of its files cannot be used.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(
+            f"checkpoint {path} does not exist", "give the path of a checkpoint folder"
+        )
+    if path.is_file():
+        raise CheckpointError(
+            f"checkpoint {path} is a file, expected a folder",
+            f"make a checkpoint of it: nvembed-deploy assemble {path} OUT",
+        )
+    if (path / DESCRIPTION).exists():
+        return _open_assembled(path)
+    config_path = path / "config.json"
+    if not config_path.exists():
+        raise CheckpointError(
+            f"{path} is no checkpoint: it has neither {DESCRIPTION} nor config.json",
+            "point at an NV-Embed folder, or write one: nvembed-deploy assemble BASE OUT",
+        )
+    config = read_json(config_path)
+    if config.get("model_type") != "nvembed":
+        raise CheckpointError(
+            f"{config_path}: got model_type {config.get('model_type')!r}, expected 'nvembed'",
+            f"a plain decoder needs a pooler: nvembed-deploy assemble {path} OUT",
+        )
+    return _open_released(path, config)
+
+
+def _open_released(path: Path, config: dict[str, Any]) -> Checkpoint:
+    tensors = open_tensor_folder(path)
+    return Checkpoint(
+        path=path,
+        spec=released_spec(config, path),
+        backbone=tensors,
+        pooler=tensors,
+        adapter=None,
+        tokenizer=_tokenizer(path),
+    )
+
+
+def _open_assembled(path: Path) -> Checkpoint:
+    description = read_json(path / DESCRIPTION)
+    _check_description(description, path / DESCRIPTION)
+    base = _part(path, description, "base")
+    spec, backbone, tokenizer = open_base(base)
+    pooler_spec = _pooler_spec(description, path / DESCRIPTION)
+    spec = replace(
+        spec,
+        pooler=pooler_spec,
+        name=description.get("name", path.name),
+        prompts=dict(description.get("prompts", {})),
+        text=_text_spec(spec.text, description, path / DESCRIPTION),
+    )
+    has_pooler = pooler_spec.pooling is Pooling.LATENT
+    own_tokenizer = path / "tokenizer.json"
+    return Checkpoint(
+        path=path,
+        spec=spec,
+        backbone=backbone,
+        pooler=open_tensors(_part(path, description, "pooler")) if has_pooler else {},
+        adapter=_part(path, description, "adapter") if description.get("adapter") else None,
+        tokenizer=own_tokenizer if own_tokenizer.exists() else tokenizer,
+    )
+
+
+def open_base(base: Path) -> tuple[ModelSpec, Mapping[str, Tensor], Path]:
+    """Open a base decoder: a Hugging Face folder or a GGUF file.
+
+    Returns:
+        Its spec (with default pooler sizes), its tensors and its tokenizer.
+
+    Raises:
+        CheckpointError: it is neither, or not of a family that can be used.
+    """
+    if base.suffix == ".gguf":
+        from nvembed_deploy.gguf import open_gguf
+
+        gguf = open_gguf(base)
+        text = TextSpec(bos_id=gguf.bos_id, eos_id=gguf.eos_id, pad_id=gguf.eos_id)
+        beside = base.with_name("tokenizer.json")
+        tokenizer = beside if beside.exists() else base
+        return ModelSpec(backbone=gguf.backbone, text=text), gguf.entries, tokenizer
+    if not base.is_dir():
+        raise CheckpointError(
+            f"base {base} is neither a folder nor a .gguf file",
+            "name a Mistral/Llama-family folder (config.json, safetensors) or a GGUF file",
+        )
+    config = read_json(base / "config.json")
+    spec = ModelSpec(
+        backbone=backbone_from_config(config, base / "config.json"),
+        text=text_from_config(config, base / "config.json"),
+    )
+    return spec, open_tensor_folder(base), _tokenizer(base)
+
+
+def _check_description(description: dict[str, Any], path: Path) -> None:
+    version = description.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: got schema_version {version!r}, expected {SCHEMA_VERSION}",
+            "write the checkpoint again with this version of nvembed-deploy, or update it",
+        )
+    unknown = sorted(set(description) - _KEYS)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: unknown keys {unknown}", f"remove them; known keys are {sorted(_KEYS)}"
+        )
+
+
+def _part(path: Path, description: dict[str, Any], key: str) -> Path:
+    value = description.get(key)
+    if not isinstance(value, str):
+        raise CheckpointError(
+            f"{path / DESCRIPTION}: {key!r} is {value!r}, expected a path",
+            f"name the {key} relative to {path}",
+        )
+    part = (path / value).resolve()
+    if not part.exists():
+        raise CheckpointError(
+            f"{path / DESCRIPTION}: {key} {value!r} leads to {part}, which does not exist",
+            f"put the {key} there, or correct the path",
+        )
+    return part
+
+
+def _pooler_spec(description: dict[str, Any], path: Path) -> PoolerSpec:
+    values = dict(description.get("pooler_spec", {}))
+    try:
+        values["pooling"] = Pooling(values.get("pooling", "latent"))
+        return PoolerSpec(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: pooler_spec cannot be used: {error}",
+            f"keys are {sorted(asdict(PoolerSpec()))}; pooling is latent or mean",
+        ) from error
+
+
+def _text_spec(text: TextSpec, description: dict[str, Any], path: Path) -> TextSpec:
+    try:
+        return replace(text, **description.get("text", {}))
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path}: text cannot be used: {error}", f"keys are {sorted(asdict(TextSpec()))}"
+        ) from error
+
+
+def _tokenizer(folder: Path) -> Path:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json",
+            "copy the model's tokenizer.json there (a sentencepiece tokenizer.model is converted "
+            "by transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))",
+        )
+    return path
+
+
+def write_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
+    """Write the checkpoint's tokenizer.json to `out`, building it if the base is a GGUF file."""
+    if checkpoint.tokenizer.suffix == ".gguf":
+        from nvembed_deploy.gguf import tokenizer_from_gguf
+
+        out.write_text(tokenizer_from_gguf(checkpoint.tokenizer).to_str(), encoding="utf-8")
+    else:
+        shutil.copyfile(checkpoint.tokenizer, out)

@@ -1,0 +1,58 @@
+"""This file owns what every command line here shares: exit codes, error lines, human sizes.
+
+0 done, 1 a check failed, 2 bad input, 3 a package or hardware is missing, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from nvembed_deploy.errors import NVEmbedError
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def run(command: Command, args: argparse.Namespace) -> int:
+    """Run a command and turn its errors into two lines on standard error and an exit code."""
+    try:
+        command(args)
+        sys.stdout.flush()
+    except NVEmbedError as error:
+        if getattr(args, "traceback", False):
+            raise
+        print(f"error: {error.problem}\nfix: {error.fix}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written was left", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:  # the reader (head, less) went away: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if getattr(args, "traceback", False):
+            raise
+        print(f"error: {error}\nfix: check path, permissions and space", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def add_traceback(parser: argparse.ArgumentParser) -> None:
+    """Add the option that shows where an error was raised."""
+    parser.add_argument("--traceback", action="store_true", help="show Python tracebacks")
+
+
+def human_bytes(count: float) -> str:
+    """Return a size as people write it: 812 B, 14.6 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def say(text: str) -> None:
+    """Print a result to standard output."""
+    print(text)  # noqa: T201 - this is where printing lives

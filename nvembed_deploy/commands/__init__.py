@@ -1,0 +1,1 @@
+"""This package owns the subcommands of `nvembed-deploy` that have no package of their own."""

@@ -1,0 +1,172 @@
+"""This file owns the export command line: `python -m nvembed_deploy.export CHECKPOINT OUT`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nvembed_deploy import cli
+from nvembed_deploy.errors import ArtifactError, MissingPackageError, RecipeError
+from nvembed_deploy.export.recipe import OPSETS, ExportRecipe, load_recipe
+from nvembed_deploy.spec import PoolerForm, Precision
+
+_EXAMPLES = """examples:
+  nvembed-deploy export ./NV-Embed-v2 ./nv-embed-v2-fp16
+  nvembed-deploy export ./NV-Embed-v2 ./out --precision bf16 --opset 20
+  nvembed-deploy export --recipe export/fp16.toml ./NV-Embed-v2 ./out --dry-run
+"""
+_BYTES_PER_SECOND = 250e6
+"""Assumed by --dry-run: reading, transposing, hashing and fsync on an ordinary cloud disk."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Write a checkpoint as an artifact: an ONNX graph with its weights, tokenizer and "
+        "manifest, checked against the checkpoint."
+    )
+    parser.epilog = _EXAMPLES
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="checkpoint folder to read")
+    parser.add_argument("out", nargs="?", type=Path, help="artifact folder to write")
+    parser.add_argument("--recipe", type=Path, help="TOML file with the options below")
+    parser.add_argument(
+        "--precision", choices=[p.value for p in Precision], help="number format (default fp16)"
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        choices=OPSETS,
+        help="23: fused operators (default); 20: elementary ones, for TensorRT before 10.15",
+    )
+    parser.add_argument(
+        "--pooler",
+        choices=[f.value for f in PoolerForm],
+        help="folded: constants multiplied out, exact (default); faithful: as trained, for audits",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written; stop")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing artifact")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    cli.add_traceback(parser)
+    parser.set_defaults(command=export)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Run the command."""
+    recipe = load_recipe(
+        args.recipe,
+        {
+            "checkpoint": str(args.checkpoint) if args.checkpoint else None,
+            "out": str(args.out) if args.out else None,
+            "precision": args.precision,
+            "opset": args.opset,
+            "pooler": args.pooler,
+        },
+    )
+    checkpoint, out = _paths(recipe)
+    if out.exists() and not args.overwrite and not args.dry_run:
+        raise ArtifactError(f"{out} exists", "choose another folder, or add --overwrite")
+    try:
+        from nvembed_deploy.export.pipeline import plan_export, run_export
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"exporting needs {error.name}, which is not installed",
+            "pip install 'nvembed-deploy[export]'",
+        ) from error
+    planned = plan_export(checkpoint, recipe)
+    plan = _plan(planned, out)
+    if args.dry_run:
+        cli.say(json.dumps(plan, indent=2) if args.json else _plan_text(plan))
+        return
+    _check_space(plan, out)
+    started = time.monotonic()
+    manifest = run_export(planned, out, overwrite=args.overwrite, progress=_progress(args.json))
+    seconds = time.monotonic() - started
+    if args.json:
+        cli.say(json.dumps({"out": str(out), "seconds": seconds, **manifest.to_dict()}, indent=2))
+        return
+    check = manifest.check or {}
+    cli.say(
+        f"wrote {out} in {seconds:.1f} s: {manifest.precision.value}, "
+        f"{cli.human_bytes(manifest.weights.bytes)}, opset {manifest.opset}\n"
+        f"self-check passed ({check['method']}, {check['num_texts']} texts): cosine mean "
+        f"{check['mean_cosine']:.7f}, min {check['min_cosine']:.7f}, largest difference "
+        f"{check['max_abs']:.1e}\n"
+        f"next: nvembed-deploy encode {out} --text 'hello'"
+    )
+
+
+def _paths(recipe: ExportRecipe) -> tuple[Path, Path]:
+    if recipe.checkpoint is None or recipe.out is None:
+        missing = "checkpoint" if recipe.checkpoint is None else "out"
+        raise RecipeError(
+            f"{missing} is not given",
+            "name it on the command line (export CHECKPOINT OUT) or in the recipe",
+        )
+    return Path(recipe.checkpoint), Path(recipe.out)
+
+
+def _progress(quiet: bool) -> Any:  # noqa: ANN401 - imported late
+    from nvembed_deploy.export.progress import SilentProgress, TerminalProgress
+
+    return SilentProgress() if quiet or not sys.stderr.isatty() else TerminalProgress()
+
+
+def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported late
+    spec, num_bytes = planned.checkpoint.spec, planned.num_bytes
+    largest = max(entry.num_bytes for entry in planned.block.weights)
+    return {
+        "checkpoint": str(planned.checkpoint.path),
+        "out": str(out),
+        "model": spec.name,
+        "layers": spec.backbone.num_layers,
+        "hidden_size": spec.backbone.hidden_size,
+        "adapter": planned.checkpoint.adapter is not None,
+        **planned.recipe.to_dict(),
+        "bytes": num_bytes,
+        "num_nodes": len(planned.block.builder.nodes),
+        "peak_ram_bytes": 4 * largest + (300 << 20),
+        "seconds": round(num_bytes / _BYTES_PER_SECOND, 1),
+    }
+
+
+def _plan_text(plan: dict[str, Any]) -> str:
+    adapter = ", adapter merged" if plan["adapter"] else ""
+    return (
+        f"{plan['checkpoint']} ({plan['model']}: {plan['layers']} layers, hidden "
+        f"{plan['hidden_size']}{adapter})\n"
+        f"-> {plan['out']}: {plan['precision']}, opset {plan['opset']}, {plan['pooler']} pooler, "
+        f"{plan['num_nodes']} nodes\n"
+        f"disk {cli.human_bytes(plan['bytes'])}, peak memory about "
+        f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {plan['seconds']:.0f} s plus the "
+        f"self-check\nnothing was written (--dry-run)"
+    )
+
+
+def _check_space(plan: dict[str, Any], out: Path) -> None:
+    folder = out.resolve().parent
+    if not folder.exists():
+        raise ArtifactError(f"{folder} does not exist", "create it, or choose another folder")
+    free = shutil.disk_usage(folder).free
+    if free < plan["bytes"] * 1.05:
+        raise ArtifactError(
+            f"{folder} has {cli.human_bytes(free)} free, the artifact needs "
+            f"{cli.human_bytes(plan['bytes'] * 1.05)}",
+            "free space, or choose a folder on another disk",
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run it; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nvembed_deploy.export")
+    add_arguments(parser)
+    return cli.run(export, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""This file owns the export's self-check: the written graph against the torch oracle.
+
+The oracle runs block by block from the checkpoint (`model/streaming.py`: float32, faithful pooler,
+adapter merged), the graph through ONNX Runtime on the CPU from the files just written: whole where
+it fits in memory, else block by block as well. It is never skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from nvembed_deploy.errors import GateError, MissingPackageError
+from nvembed_deploy.export.builder import DATA_TYPES, WeightData
+from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_blocks, author_graph
+from nvembed_deploy.export.memory import available_bytes
+from nvembed_deploy.model.weights import Weights
+from nvembed_deploy.spec import Precision
+from nvembed_deploy.text import Batch, Tokenizer, collate
+
+INSTRUCTION = "Given a question, retrieve passages that answer the question"
+_QUERIES = (
+    "which planet has the most moons?",
+    "how do I undo the last git commit but keep my changes?",
+    "比特币是怎么挖出来的？",
+)
+_PASSAGES = (
+    "Saturn has 146 confirmed moons, more than any other planet of the solar system.",
+    "git reset --soft HEAD~1 moves the branch back one commit and leaves the index as it was.",
+    "A short one.",
+    "🦀🐍 emoji only 🎉",
+    "",
+)
+_LONG = " ".join(
+    f"Section {i}: the quick brown fox jumps over lazy dog number {i * i % 97}, while a careful "
+    "engineer writes down what was measured, on which machine, and what it means."
+    for i in range(1, 9)
+)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a graph may be from the float32 oracle."""
+
+    mean_cosine: float
+    min_cosine: float
+    max_abs: float
+
+
+TOLERANCES = {
+    Precision.FP32: Tolerance(0.999999, 0.999999, 1e-5),
+    Precision.FP16: Tolerance(0.9999, 0.999, 1e-2),
+    Precision.BF16: Tolerance(0.999, 0.99, 5e-2),
+}
+"""Measured on the 135M demo model: see docs/numerics.md."""
+_WHOLE_FACTOR = 3.0
+"""ONNX Runtime's peak memory over float32 weights, for graphs whose weights it prepacks."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the self-check found; goes into the manifest."""
+
+    passed: bool
+    mean_cosine: float
+    min_cosine: float
+    max_abs: float
+    num_texts: int
+    method: str
+    arithmetic: str
+    worst_block: str | None
+    tolerance: Tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked: how the graph was authored, where its weights lie."""
+
+    options: GraphOptions
+    data: WeightData
+    tokenizer: Tokenizer
+
+
+def check_batches(tokenizer: Tokenizer) -> list[Batch]:
+    """Return the built-in texts as batches: one mixed, and its longest text alone."""
+    queries = tokenizer.tokenize(_QUERIES, instruction=INSTRUCTION, max_tokens=512)
+    passages = tokenizer.tokenize([*_PASSAGES, _LONG], max_tokens=512)
+    pad = tokenizer.spec.pad_id
+    return [collate([*queries, *passages], pad), collate(passages[-1:], pad)]
+
+
+def check_graph(
+    weights: Weights, subject: Subject, on_block: Callable[[], None] = lambda: None
+) -> CheckReport:
+    """Compare the written graph with the oracle on the built-in texts.
+
+    Args:
+        weights: the checkpoint's tensors.
+        subject: the written graph.
+        on_block: called after each block of the oracle.
+
+    Raises:
+        GateError: the numbers are outside the tolerance of the precision.
+        MissingPackageError: torch or onnxruntime is not installed.
+    """
+    batches = check_batches(subject.tokenizer)
+    expected, drift = _run(weights, subject, batches, on_block)
+    report = _report(weights, subject, expected, drift)
+    if not report.passed:
+        raise GateError(
+            f"the exported graph is not the checkpoint: {_numbers(report)}; tolerance "
+            f"{asdict(report.tolerance)}",
+            "nothing was written. Try --precision fp32: if that passes, this checkpoint needs "
+            "bf16 or fp32; if it fails, report it with these numbers",
+        )
+    return report
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    expected_ND: np.ndarray
+    got_ND: np.ndarray
+    method: str
+
+
+@dataclass(frozen=True)
+class _Drift:
+    worst_block: str | None = None
+
+
+def _run(
+    weights: Weights, subject: Subject, batches: Sequence[Batch], on_block: Callable[[], None]
+) -> tuple[_Pairs, _Drift]:
+    needed = _WHOLE_FACTOR * 4 * sum(int(np.prod(s)) for s in weights.shapes.values())
+    oracle = _oracle(weights, batches)
+    if needed < available_bytes():
+        for states in oracle:
+            last = states
+            on_block()
+        got = _run_whole(weights, subject, batches)
+        return _Pairs(np.concatenate(last), np.concatenate(got), "whole graph"), _Drift()
+    runner = _BlockRunner(weights, subject, batches)
+    worst, largest = None, -1.0
+    for position, states in enumerate(oracle):
+        got = runner.step()
+        error = max(_relative(a, b) for a, b in zip(states, got, strict=True))
+        if error > largest:
+            worst, largest = f"block {position} ({error:.2e} of its size)", error
+        last = states
+        on_block()
+    return _Pairs(np.concatenate(last), np.concatenate(got), "block by block"), _Drift(worst)
+
+
+def _oracle(weights: Weights, batches: Sequence[Batch]) -> Any:  # noqa: ANN401 - torch is optional
+    try:
+        from nvembed_deploy.model.streaming import StreamingModel
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"the self-check needs {error.name}, which is not installed",
+            "pip install 'nvembed-deploy[export]'",
+        ) from error
+    return StreamingModel(weights, batches).run()
+
+
+def _run_whole(
+    weights: Weights, subject: Subject, batches: Sequence[Batch]
+) -> list[np.ndarray]:
+    block = author_graph(weights.spec, _runnable(subject.options))
+    with _Session(block, subject.data) as session:
+        return [session.run({name: _input(b, name) for name in INPUTS}) for b in batches]
+
+
+class _BlockRunner:
+    """Runs the authored blocks one after the other, each from its own session."""
+
+    def __init__(self, weights: Weights, subject: Subject, batches: Sequence[Batch]) -> None:
+        self._blocks = iter(author_blocks(weights.spec, _runnable(subject.options)))
+        self._data = subject.data
+        self._batches = batches
+        self._states: list[np.ndarray] = [np.empty(0)] * len(batches)
+
+    def step(self) -> list[np.ndarray]:
+        """Run the next block on every batch and return its outputs."""
+        block = next(self._blocks)
+        names = [value.name or "" for value in block.inputs]
+        with _Session(block, self._data) as session:
+            self._states = [
+                session.run({n: _input(batch, n, state) for n in names})
+                for batch, state in zip(self._batches, self._states, strict=True)
+            ]
+        return self._states
+
+
+class _Session:
+    """An ONNX Runtime session over a block, through a graph file beside the weights."""
+
+    def __init__(self, block: Block, data: WeightData) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise MissingPackageError(
+                "the self-check needs onnxruntime, which is not installed",
+                "pip install 'nvembed-deploy[onnx]'",
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        self._path = data.path.with_name(".check.onnx")
+        model = block.builder.model(block.inputs, block.output, block.opset, data)
+        try:
+            ir.save(model, self._path)
+            providers = ["CPUExecutionProvider"]
+            self._session = onnxruntime.InferenceSession(str(self._path), options, providers)
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        output: np.ndarray = self._session.run(None, inputs)[0]
+        return output
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._session
+
+
+def _runnable(options: GraphOptions) -> GraphOptions:
+    """ONNX Runtime's CPU has no bfloat16 kernels: run such weights in float32 arithmetic."""
+    if options.precision is not Precision.BF16:
+        return options
+    return GraphOptions(options.precision, options.opset, options.pooler_form, Precision.FP32)
+
+
+def _input(batch: Batch, name: str, hidden: np.ndarray | None = None) -> np.ndarray:
+    if name == "hidden":
+        assert hidden is not None
+        return hidden
+    array: np.ndarray = getattr(batch, name + "_BS")
+    return array
+
+
+def _relative(expected: np.ndarray, got: np.ndarray) -> float:
+    difference = np.abs(expected - got.astype(np.float32))
+    return float(difference.max() / max(np.abs(expected).max(), 1e-12))
+
+
+def _report(weights: Weights, subject: Subject, pairs: _Pairs, drift: _Drift) -> CheckReport:
+    expected_ND, got_ND = pairs.expected_ND.astype(np.float64), pairs.got_ND.astype(np.float64)
+    norms = np.linalg.norm(expected_ND, axis=1) * np.linalg.norm(got_ND, axis=1)
+    cosines = (expected_ND * got_ND).sum(1) / np.maximum(norms, 1e-12)
+    tolerance = TOLERANCES[subject.options.precision]
+    mean, low = float(cosines.mean()), float(cosines.min())
+    max_abs = float(np.abs(expected_ND - got_ND).max())
+    runnable = _runnable(subject.options)
+    compute = DATA_TYPES[runnable.compute or runnable.precision].name.lower()
+    return CheckReport(
+        passed=bool(
+            mean >= tolerance.mean_cosine
+            and low >= tolerance.min_cosine
+            and max_abs <= tolerance.max_abs
+        ),
+        mean_cosine=mean,
+        min_cosine=low,
+        max_abs=max_abs,
+        num_texts=len(cosines),
+        method=pairs.method,
+        arithmetic=f"onnxruntime cpu, {compute} graph",
+        worst_block=drift.worst_block,
+        tolerance=tolerance,
+    )
+
+
+def _numbers(report: CheckReport) -> str:
+    worst = f", worst {report.worst_block}" if report.worst_block else ""
+    return (
+        f"cosine mean {report.mean_cosine:.7f}, min {report.min_cosine:.7f}, "
+        f"largest difference {report.max_abs:.2e} over {report.num_texts} texts{worst}"
+    )

@@ -1,0 +1,168 @@
+"""This file owns the two ways of writing a decoder's operations in ONNX.
+
+Opset 23 has Attention, RMSNormalization and RotaryEmbedding as single operators (TensorRT >= 10.15,
+TensorRT for RTX, ONNX Runtime >= 1.23). Opset 20 spells them out in operators every engine knows;
+its MatMul-Softmax-MatMul form is what TensorRT fuses, with the scale multiplied in before the
+first product. Shapes: B batch, S sequence, D hidden, H query heads, N key heads, G = H/N, K width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import onnx_ir as ir
+
+from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder
+from nvembed_deploy.spec import BackboneSpec, Precision
+
+DROPPED = -30000.0
+"""Additive score of a padded key: exp() of it is 0 in every precision, and adding a score to it
+stays inside float16 (-65504), where finfo.min would overflow to -inf."""
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Rotary cosines and sines, [S, K/2], in the graph's precision, and positions [B, S]."""
+
+    cos_SK: ir.Value
+    sin_SK: ir.Value
+    positions_BS: ir.Value
+
+
+class Dialect(Protocol):
+    """How the operations that differ between opsets are written."""
+
+    opset: int
+
+    def rms_norm(self, x: ir.Value, gain: ir.Value, eps: float) -> ir.Value:
+        """Return x / rms(x) * gain over the last axis, the root mean square in float32."""
+        ...
+
+    def mask(self, mask_B11S: ir.Value, ids_BS: ir.Value) -> ir.Value:
+        """Return the additive mask in the shape `attention` takes, made once per graph."""
+        ...
+
+    def attention(
+        self, qkv: tuple[ir.Value, ir.Value, ir.Value], mask: ir.Value, angles: Angles
+    ) -> ir.Value:
+        """Return mixed_BSD from projected q_BSD, k, v: rotary positions, then attention."""
+        ...
+
+
+class FusedDialect:
+    """Opset 23: one operator each."""
+
+    opset = 23
+
+    def __init__(self, builder: GraphBuilder, spec: BackboneSpec) -> None:
+        """Write into `builder`."""
+        self._b, self._spec = builder, spec
+
+    def rms_norm(self, x: ir.Value, gain: ir.Value, eps: float) -> ir.Value:
+        """See `Dialect`. stash_type 1 keeps the mean of squares in float32."""
+        return self._b.op("RMSNormalization", x, gain, axis=-1, epsilon=eps, stash_type=1)
+
+    def mask(self, mask_B11S: ir.Value, ids_BS: ir.Value) -> ir.Value:
+        """See `Dialect`. ONNX Runtime 1.32 wants a row per query: [B, 1, S, S]."""
+        b = self._b
+        batch, length = (b.op("Shape", ids_BS, start=i, end=i + 1) for i in (0, 1))
+        shape = b.op("Concat", batch, b.constant([1]), length, length, axis=0)
+        return b.op("Expand", mask_B11S, shape)
+
+    def attention(
+        self, qkv: tuple[ir.Value, ir.Value, ir.Value], mask: ir.Value, angles: Angles
+    ) -> ir.Value:
+        """See `Dialect`. Key heads stay grouped: Attention repeats nothing."""
+        b, spec = self._b, self._spec
+        heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        q, k, v = (_split_heads(b, x, n, spec.head_width) for x, n in zip(qkv, heads, strict=True))
+        q, k = (
+            b.op("RotaryEmbedding", x, angles.cos_SK, angles.sin_SK, angles.positions_BS)
+            for x in (q, k)
+        )
+        mixed = b.op("Attention", q, k, v, mask, name="attention", is_causal=0)
+        return _join_heads(b, mixed, spec.num_heads * spec.head_width)
+
+
+class DecomposedDialect:
+    """Opset 20: elementary operators."""
+
+    opset = 20
+
+    def __init__(self, builder: GraphBuilder, spec: BackboneSpec) -> None:
+        """Write into `builder`."""
+        self._b, self._spec = builder, spec
+
+    def rms_norm(self, x: ir.Value, gain: ir.Value, eps: float) -> ir.Value:
+        """See `Dialect`. Casts around it keep squares of large float16 states finite."""
+        b = self._b
+        wide = b.op("Cast", x, to=ir.DataType.FLOAT) if b.compute is not Precision.FP32 else x
+        squares = b.op("Mul", wide, wide)
+        mean = b.op("ReduceMean", squares, b.constant([-1]), keepdims=1)
+        root = b.op("Sqrt", b.op("Add", mean, b.constant(eps, ir.DataType.FLOAT)))
+        normal = b.op("Div", wide, root)
+        if b.compute is not Precision.FP32:
+            normal = b.op("Cast", normal, to=DATA_TYPES[b.compute])
+        return b.op("Mul", normal, gain)
+
+    def mask(self, mask_B11S: ir.Value, ids_BS: ir.Value) -> ir.Value:
+        """See `Dialect`. Broadcast over queries as it is."""
+        return mask_B11S
+
+    def attention(
+        self, qkv: tuple[ir.Value, ir.Value, ir.Value], mask: ir.Value, angles: Angles
+    ) -> ir.Value:
+        """See `Dialect`. The G query heads of a key head are laid along the sequence.
+
+        The mask depends on keys only, so [B, N, G*S, K] x [B, N, K, S] needs no repeated keys.
+        """
+        b, spec = self._b, self._spec
+        key_heads, width = spec.num_kv_heads, spec.head_width
+        group = spec.num_heads // key_heads
+        q, k, v = (
+            _split_heads(b, x, n, width)
+            for x, n in zip(qkv, (spec.num_heads, key_heads, key_heads), strict=True)
+        )
+        q, k = (self._rotate(x, angles) for x in (q, k))
+        q = b.op("Mul", q, b.constant(width**-0.5))
+        by_key_head = b.constant([0, key_heads, -1, width])
+        q = b.op("Reshape", q, by_key_head) if group > 1 else q
+        scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2]), name="scores")
+        weights = b.op("Softmax", b.op("Add", scores, mask), axis=-1)
+        mixed = b.op("MatMul", weights, v, name="attention")
+        if group > 1:
+            length = b.op("Shape", v, start=2, end=3)
+            shape = [b.constant([0, spec.num_heads]), length, b.constant([width])]
+            mixed = b.op("Reshape", mixed, b.op("Concat", *shape, axis=0))
+        return _join_heads(b, mixed, spec.num_heads * width)
+
+    def _rotate(self, x_BHSK: ir.Value, angles: Angles) -> ir.Value:
+        """Rotate the two halves of each head (rotate-half order, as Hugging Face stores heads)."""
+        b, half = self._b, self._spec.head_width // 2
+        first, second = b.ops("Split", [x_BHSK, b.constant([half, half])], 2, axis=-1)
+        low = b.op(
+            "Sub", b.op("Mul", first, angles.cos_SK), b.op("Mul", second, angles.sin_SK)
+        )
+        high = b.op(
+            "Add", b.op("Mul", second, angles.cos_SK), b.op("Mul", first, angles.sin_SK)
+        )
+        return b.op("Concat", low, high, axis=-1)
+
+
+DIALECTS: dict[int, type[FusedDialect] | type[DecomposedDialect]] = {
+    23: FusedDialect,
+    20: DecomposedDialect,
+}
+
+
+def _split_heads(b: GraphBuilder, x_BSD: ir.Value, heads: int, width: int) -> ir.Value:
+    """[B, S, heads*width] to [B, heads, S, width]."""
+    split = b.op("Reshape", x_BSD, b.constant([0, 0, heads, width]))
+    return b.op("Transpose", split, perm=[0, 2, 1, 3])
+
+
+def _join_heads(b: GraphBuilder, x_BHSK: ir.Value, width: int) -> ir.Value:
+    """[B, heads, S, K] to [B, S, width]."""
+    turned = b.op("Transpose", x_BHSK, perm=[0, 2, 1, 3])
+    return b.op("Reshape", turned, b.constant([0, 0, width]))

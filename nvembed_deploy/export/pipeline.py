@@ -1,0 +1,192 @@
+"""This file owns the order of an export's steps, and nothing else.
+
+checkpoint -> merged weights -> graph -> weight file -> self-check -> manifest -> artifact.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+import nvembed_deploy
+from nvembed_deploy.artifact import (
+    LAYOUT,
+    Manifest,
+    WeightsSize,
+    add_file_record,
+    hash_file,
+    staged_artifact,
+    write_manifest,
+)
+from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
+from nvembed_deploy.export.check import CheckReport, Subject, check_graph
+from nvembed_deploy.export.graph import Block, GraphOptions, author_graph
+from nvembed_deploy.export.progress import Progress, SilentProgress
+from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.export.weight_file import WeightFile, write_weights
+from nvembed_deploy.model.weights import Weights, open_weights
+from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.text import Tokenizer
+
+_TOOLS = ("nvembed-deploy", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers", "torch")
+
+
+@dataclass(frozen=True)
+class Export:
+    """A planned export: everything is read and validated, nothing is written."""
+
+    checkpoint: Checkpoint
+    weights: Weights
+    recipe: ExportRecipe
+    block: Block
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the weight file, without its header."""
+        return sum(entry.num_bytes for entry in self.block.weights)
+
+    @property
+    def options(self) -> GraphOptions:
+        """How the graph is written."""
+        return GraphOptions(self.recipe.precision, self.recipe.opset, self.recipe.pooler)
+
+
+def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
+    """Open the checkpoint, check that it is complete, and author the graph.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    checkpoint = open_checkpoint(checkpoint_path)
+    weights = open_weights(checkpoint)
+    options = GraphOptions(recipe.precision, recipe.opset, recipe.pooler)
+    return Export(checkpoint, weights, recipe, author_graph(checkpoint.spec, options))
+
+
+def run_export(
+    export: Export, out_dir: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> Manifest:
+    """Write the artifact; it appears whole, or not at all.
+
+    Raises:
+        ArtifactError: `out_dir` exists, or cannot be written.
+        CheckpointError: a tensor cannot be used.
+        GateError: the written graph does not agree with the checkpoint.
+    """
+    progress = progress or SilentProgress()
+    with staged_artifact(out_dir, overwrite=overwrite) as stage:
+        _write_text_files(export, stage)
+        with progress.step("weights", export.num_bytes) as advance:
+            file = write_weights(
+                stage / LAYOUT.weights, export.block.weights, export.weights, advance
+            )
+        with progress.step("graph", None):
+            _write_graph(export.block, file, stage / LAYOUT.graph)
+        blocks = export.checkpoint.spec.backbone.num_layers + 2
+        with progress.step("self-check", blocks) as advance:
+            report = _check(export, file, stage, lambda: advance(1))
+        manifest = _manifest(export, file, report)
+        manifest = add_file_record(stage, manifest, LAYOUT.weights, file.sha256)
+        return write_manifest(stage, manifest)
+
+
+def _write_text_files(export: Export, stage: Path) -> None:
+    """Write tokenizer and Hugging Face configs, under the names other tools look for."""
+    spec = export.checkpoint.spec
+    write_tokenizer(export.checkpoint, stage / LAYOUT.tokenizer)
+    Tokenizer.load(stage / LAYOUT.tokenizer, spec.text)
+    _write_json(stage / LAYOUT.config, _config(spec))
+    _write_json(
+        stage / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "padding_side": "right",
+            "model_max_length": spec.text.max_tokens,
+        },
+    )
+
+
+def _write_graph(block: Block, file: WeightFile, path: Path) -> None:
+    model = block.builder.model(block.inputs, block.output, block.opset, file.data)
+    ir.save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _check(export: Export, file: WeightFile, stage: Path, on_block: Any) -> CheckReport:  # noqa: ANN401
+    tokenizer = Tokenizer.load(stage / LAYOUT.tokenizer, export.checkpoint.spec.text)
+    return check_graph(export.weights, Subject(export.options, file.data, tokenizer), on_block)
+
+
+def _manifest(export: Export, file: WeightFile, report: CheckReport) -> Manifest:
+    entries = export.block.weights
+    linears = [entry for entry in entries if entry.name.endswith(".weight_t")]
+    return Manifest(
+        spec=export.checkpoint.spec,
+        precision=export.recipe.precision,
+        opset=export.recipe.opset,
+        pooler_form=export.recipe.pooler,
+        linears={export.recipe.precision.value: len(linears)},
+        weights=WeightsSize(
+            num_parameters=sum(int(np.prod(e.shape, dtype=np.int64)) for e in entries),
+            bytes=file.num_bytes,
+        ),
+        recipe=export.recipe.to_dict(),
+        source=_source(export.checkpoint),
+        tools=_tools(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        check=report.to_dict(),
+    )
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, Any]:
+    names = ("config.json", "checkpoint.json", "model.safetensors.index.json")
+    files = [checkpoint.path / name for name in names if (checkpoint.path / name).exists()]
+    if checkpoint.adapter is not None:
+        files.append(checkpoint.adapter / "adapter_model.safetensors")
+    return {"name": checkpoint.spec.name, "sha256": {f.name: hash_file(f) for f in files}}
+
+
+def _tools() -> dict[str, str]:
+    versions = {"nvembed-deploy": nvembed_deploy.__version__}
+    for name in _TOOLS[1:]:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _config(spec: ModelSpec) -> dict[str, Any]:
+    backbone = spec.backbone
+    return {
+        "architectures": ["MistralModel"],
+        "model_type": "mistral",
+        "vocab_size": backbone.vocab_size,
+        "hidden_size": backbone.hidden_size,
+        "num_hidden_layers": backbone.num_layers,
+        "num_attention_heads": backbone.num_heads,
+        "num_key_value_heads": backbone.num_kv_heads,
+        "head_dim": backbone.head_width,
+        "intermediate_size": backbone.intermediate_size,
+        "rms_norm_eps": backbone.rms_norm_eps,
+        "rope_theta": backbone.rope_theta,
+        "max_position_embeddings": backbone.max_positions,
+        "sliding_window": None,
+        "bos_token_id": spec.text.bos_id,
+        "eos_token_id": spec.text.eos_id,
+        "pad_token_id": spec.text.pad_id,
+        "use_cache": False,
+    }
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+

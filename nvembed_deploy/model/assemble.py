@@ -1,0 +1,129 @@
+"""This file owns making a checkpoint folder from parts: a base decoder, an adapter, a pooler.
+
+Without a trained pooler a fresh one is written: it begins as the plain mean (its two output
+projections are small), which is where training should begin and what an untrained model can do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nvembed_deploy.checkpoint import (
+    DESCRIPTION,
+    SCHEMA_VERSION,
+    open_base,
+    open_checkpoint,
+    write_tokenizer,
+)
+from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.model.names import pooler_shapes, released_name
+from nvembed_deploy.model.weights import open_weights
+from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec
+from nvembed_deploy.staging import staged_folder
+from nvembed_deploy.tensorfile import SafetensorsWriter
+
+_FRESH_OUTPUT = 1e-3
+"""Standard deviation of a fresh pooler's output projections, relative to 1/sqrt(inputs)."""
+
+_OUTPUTS = ("pooler.output.weight", "pooler.feed_down.weight")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint is made of. Without `pooler` a fresh one of `pooler_spec` is written."""
+
+    base: Path
+    adapter: Path | None = None
+    pooler: Path | None = None
+    pooler_spec: PoolerSpec = field(default_factory=PoolerSpec)
+    name: str | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def assemble_checkpoint(
+    parts: Parts, out: Path, *, copy_base: bool = False, overwrite: bool = False, seed: int = 0
+) -> ModelSpec:
+    """Write a checkpoint folder and check that it is complete.
+
+    Args:
+        parts: what to put together.
+        out: the folder to make; it appears whole or not at all.
+        copy_base: copy the base into the folder instead of naming its place.
+        overwrite: replace an existing checkpoint.
+        seed: of a fresh pooler.
+
+    Raises:
+        CheckpointError: a part is missing or does not fit the others.
+    """
+    for part in (parts.base, parts.adapter, parts.pooler):
+        if part is not None and not part.exists():
+            raise CheckpointError(f"{part} does not exist", "correct the path")
+    with staged_folder(out, marker=DESCRIPTION, overwrite=overwrite) as stage:
+        description = {
+            "schema_version": SCHEMA_VERSION,
+            "name": parts.name or Path(out).resolve().name,
+            "base": _place(parts.base, stage, Path(out), copy_base),
+            "adapter": "adapter" if parts.adapter else None,
+            "pooler": "pooler.safetensors",
+            "pooler_spec": {**asdict(parts.pooler_spec), "pooling": "latent"},
+            "prompts": parts.prompts,
+        }
+        text = json.dumps(description, indent=2) + "\n"
+        (stage / DESCRIPTION).write_text(text, encoding="utf-8")
+        if parts.adapter is not None:
+            shutil.copytree(parts.adapter, stage / "adapter")
+        _place_pooler(parts, stage / "pooler.safetensors", seed)
+        checkpoint = open_checkpoint(stage)
+        open_weights(checkpoint)
+        if not (stage / "tokenizer.json").exists():
+            write_tokenizer(checkpoint, stage / "tokenizer.json")
+        return checkpoint.spec
+
+
+def _place_pooler(parts: Parts, path: Path, seed: int) -> None:
+    if parts.pooler is not None:
+        shutil.copyfile(parts.pooler, path)
+    else:
+        spec, _, _ = open_base(parts.base)
+        write_fresh_pooler(path, parts.pooler_spec, spec.backbone, seed)
+
+
+def _place(base: Path, stage: Path, out: Path, copy: bool) -> str:
+    """Return the base's path as the checkpoint names it, copying it in if asked to."""
+    if not copy:
+        return os.path.relpath(base.resolve(), out.resolve())
+    if base.is_dir():
+        shutil.copytree(base, stage / "base")
+        return "base"
+    shutil.copyfile(base, stage / base.name)
+    return base.name
+
+
+def write_fresh_pooler(path: Path, spec: PoolerSpec, backbone: BackboneSpec, seed: int) -> None:
+    """Write an untrained pooler, float32, seeded: nearly the plain mean."""
+    generator = np.random.default_rng(seed)
+    shapes = pooler_shapes(spec, backbone)
+    entries = [(released_name(name), "F32", shape) for name, shape in shapes.items()]
+    with SafetensorsWriter(path, entries) as writer:
+        for name, shape in shapes.items():
+            writer.write(released_name(name), [_fresh(name, shape, generator)])
+        writer.close()
+
+
+def _fresh(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    if name.endswith("norm.weight"):
+        return np.ones(shape, np.float32)
+    if name.endswith("bias"):
+        return np.zeros(shape, np.float32)
+    values = generator.standard_normal(shape, np.float32)
+    if name == "pooler.latents":
+        return values
+    width = _FRESH_OUTPUT if name in _OUTPUTS else 1.0
+    scaled: np.ndarray = values * np.float32(width / np.sqrt(shape[1]))
+    return scaled

@@ -1,0 +1,99 @@
+"""This file owns the latent-attention pooler as torch modules: faithful, folded, and plain mean.
+
+Tokens are the queries; a fixed array of latents gives keys and values (arXiv 2405.17428, section
+3.1). Then a GEGLU block, each with a residual, then the mean over the kept tokens.
+Shapes: B batch, S sequence, D hidden, H heads, K head width, L latents, X = H*L.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nvembed_deploy.spec import BackboneSpec, PoolerSpec
+
+
+class LatentPooler(nn.Module):
+    """The pooler as it is trained: queries from tokens, keys and values from the latents."""
+
+    def __init__(self, spec: PoolerSpec, backbone: BackboneSpec) -> None:
+        """Build the module with torch's default initialisation."""
+        super().__init__()
+        hidden, inner = backbone.hidden_size, spec.num_heads * spec.head_width
+        self.spec = spec
+        self.latents = nn.Parameter(torch.empty(spec.num_latents, hidden))
+        nn.init.normal_(self.latents)
+        self.query_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
+        self.latent_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
+        self.query = nn.Linear(hidden, inner, bias=False)
+        self.key_value = nn.Linear(hidden, 2 * inner, bias=False)
+        self.output = nn.Linear(inner, hidden, bias=False)
+        self.feed_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
+        self.feed_up = nn.Linear(hidden, 2 * spec.feed_width)
+        self.feed_down = nn.Linear(spec.feed_width, hidden)
+
+    def forward(self, hidden_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Return pooled_BD, not normalised. `pool_mask_BS`: nonzero = averaged."""
+        states_BSD = self.attend(self.query_norm(hidden_BSD)) + hidden_BSD
+        value, gate = self.feed_up(self.feed_norm(states_BSD)).chunk(2, dim=-1)
+        states_BSD = self.feed_down(value * functional.gelu(gate)) + states_BSD
+        return mean_pool(states_BSD, pool_mask_BS)
+
+    def attend(self, normal_BSD: torch.Tensor) -> torch.Tensor:
+        """Return the cross-attention of normalised tokens over the latents, [B, S, D]."""
+        heads = (-1, self.spec.num_heads, self.spec.head_width)
+        key, value = self.key_value(self.latent_norm(self.latents)).chunk(2, dim=-1)
+        key_HLK, value_HLK = (t.view(heads).transpose(0, 1) for t in (key, value))
+        query_BHSK = self.query(normal_BSD).unflatten(-1, heads[1:]).transpose(1, 2)
+        mixed_BHSK = functional.scaled_dot_product_attention(
+            query_BHSK, key_HLK.expand(len(query_BHSK), -1, -1, -1),
+            value_HLK.expand(len(query_BHSK), -1, -1, -1),
+        )
+        mixed: torch.Tensor = self.output(mixed_BHSK.transpose(1, 2).flatten(2))
+        return mixed
+
+
+class FoldedLatentPooler(nn.Module):
+    """The same function with keys and values folded into two matrices (see `fold.py`).
+
+    Also exact: the mean over tokens is taken before the last projection, which is linear.
+    """
+
+    def __init__(self, spec: PoolerSpec, backbone: BackboneSpec) -> None:
+        """Build the module; its weights come from `fold_attention` and the trained pooler."""
+        super().__init__()
+        hidden = backbone.hidden_size
+        self.spec = spec
+        self.query_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
+        self.scores = nn.Linear(hidden, spec.num_heads * spec.num_latents, bias=False)
+        self.values = nn.Linear(spec.num_heads * spec.num_latents, hidden, bias=False)
+        self.feed_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
+        self.feed_up = nn.Linear(hidden, 2 * spec.feed_width)
+        self.feed_down = nn.Linear(spec.feed_width, hidden)
+
+    def forward(self, hidden_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Return pooled_BD, not normalised. `pool_mask_BS`: nonzero = averaged."""
+        scores_BSX = self.scores(self.query_norm(hidden_BSD))
+        scores_BSHL = scores_BSX.unflatten(-1, (self.spec.num_heads, self.spec.num_latents))
+        states_BSD = self.values(scores_BSHL.softmax(-1).flatten(2)) + hidden_BSD
+        value, gate = self.feed_up(self.feed_norm(states_BSD)).chunk(2, dim=-1)
+        gated_BF = mean_pool(value * functional.gelu(gate), pool_mask_BS)
+        return functional.linear(
+            gated_BF.to(hidden_BSD.dtype), self.feed_down.weight, self.feed_down.bias
+        ) + mean_pool(states_BSD, pool_mask_BS)
+
+
+class MeanPooler(nn.Module):
+    """The plain mean over the kept tokens."""
+
+    def forward(self, hidden_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Return pooled_BD, not normalised. `pool_mask_BS`: nonzero = averaged."""
+        return mean_pool(hidden_BSD, pool_mask_BS)
+
+
+def mean_pool(states_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+    """Average the kept tokens in float32; an empty mask gives zeros, never NaN."""
+    weights_BS1 = pool_mask_BS[..., None].float()
+    count_B1 = weights_BS1.sum(1).clamp(min=1)
+    return (states_BSD.float() * weights_BS1).sum(1) / count_B1

@@ -1,0 +1,129 @@
+"""This file owns a checkpoint's tensors under our names: complete, finite, the adapter merged.
+
+Tensors are read one at a time, or by rows, so that nobody holds the model. It needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from nvembed_deploy.checkpoint import Checkpoint, Tensor
+from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.model.adapter import Adapter, open_adapter
+from nvembed_deploy.model.names import BACKBONE, POOLER, expected_shapes, our_name
+from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.tensorfile import find_nonfinite
+
+_IGNORED_TAILS = ("rotary_emb.inv_freq", "lm_head.weight")
+"""Base decoders carry these; an embedder uses neither (rotary angles are computed)."""
+
+
+class Weights:
+    """Read-only view of a checkpoint's tensors: our names, checked shapes, adapter merged in."""
+
+    def __init__(
+        self, spec: ModelSpec, tensors: Mapping[str, Tensor], adapter: Adapter | None = None
+    ) -> None:
+        """Take tensors by our names; use `open_weights` to get them from a checkpoint."""
+        self.spec = spec
+        self.shapes = expected_shapes(spec)
+        self._tensors = tensors
+        self._adapter = adapter
+
+    def is_merged(self, name: str) -> bool:
+        """Tell whether the adapter changes this tensor (it is then read as float32)."""
+        return self._adapter is not None and name in self._adapter
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """Return a tensor, or `rows` of its first axis: stored dtype, float32 where merged.
+
+        Raises:
+            CheckpointError: a value is NaN or infinite.
+        """
+        tensor = self._tensors[name]
+        array = tensor.read(rows)
+        index = find_nonfinite(array)
+        if index is not None:
+            first = (rows.start or 0) if rows is not None else 0
+            raise CheckpointError(
+                f"{name} in {tensor.path}: got {array[index]} at {(index[0] + first, *index[1:])}, "
+                "expected finite numbers",
+                "the checkpoint is damaged or its training diverged: use an earlier one",
+            )
+        if self._adapter is not None and name in self._adapter:
+            return self._adapter.merge(name, array, rows)
+        return array
+
+    def read_float32(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """Return `read` as float32."""
+        return self.read(name, rows).astype(np.float32, copy=False)
+
+    def row_blocks(self, name: str, block_bytes: int = 32 << 20) -> Iterable[slice]:
+        """Cut the first axis into slices of about `block_bytes` in float32."""
+        shape = self.shapes[name]
+        row_bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))
+        step = max(1, min(shape[0], block_bytes // max(row_bytes, 1)))
+        return (slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step))
+
+
+def open_weights(checkpoint: Checkpoint) -> Weights:
+    """Map every tensor of a checkpoint to our names and check that the set is complete.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape (all are listed), or the
+            adapter asks for what cannot be merged.
+    """
+    tensors = {
+        **_named(checkpoint.backbone, BACKBONE, checkpoint),
+        **_named(checkpoint.pooler, POOLER, checkpoint),
+    }
+    shapes = expected_shapes(checkpoint.spec)
+    _check(tensors, shapes, checkpoint)
+    adapter = None
+    if checkpoint.adapter is not None:
+        targets = {name: shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
+        adapter = open_adapter(checkpoint.adapter, targets)
+    return Weights(checkpoint.spec, tensors, adapter)
+
+
+def _named(
+    tensors: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoint
+) -> dict[str, Tensor]:
+    shared = checkpoint.backbone is checkpoint.pooler
+    named: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = our_name(key)
+        if key.endswith(_IGNORED_TAILS):
+            continue
+        if name is not None and (name.startswith(prefix) or not shared):
+            named[name] = tensor
+        elif name is None:
+            named[key] = tensor  # unknown: `_check` names it
+    return named
+
+
+def _check(
+    tensors: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]], checkpoint: Checkpoint
+) -> None:
+    problems = [
+        f"missing {name}, expected shape {list(shape)}"
+        for name, shape in shapes.items()
+        if name not in tensors
+    ]
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            problems.append(f"unexpected {name} {list(tensor.shape)} in {tensor.path.name}")
+        elif tuple(tensor.shape) != shapes[name]:
+            problems.append(
+                f"{name} in {tensor.path.name}: got shape {list(tensor.shape)}, "
+                f"expected {list(shapes[name])}"
+            )
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(problems)} tensors do not fit the config:\n  {shown}{more}",
+            "use the config.json that came with these weights, and copy every file of the model",
+        )

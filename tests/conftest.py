@@ -1,0 +1,64 @@
+"""This file owns the fixtures shared by all tests: tiny checkpoints and artifacts, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import factories
+
+if TYPE_CHECKING:
+    from nvembed_deploy.model.weights import Weights
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint in the released layout (float16, two shards)."""
+    return factories.write_released(tmp_path_factory.mktemp("released") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny plain Mistral folder (float32)."""
+    return factories.write_base(tmp_path_factory.mktemp("base") / "tiny-base")
+
+
+@pytest.fixture(scope="session")
+def tiny_pooler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pooler as a file (float32)."""
+    return factories.write_pooler(tmp_path_factory.mktemp("pooler") / "pooler.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_assembled(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_pooler: Path) -> Path:
+    """Base and pooler as an assembled checkpoint (float32, no adapter)."""
+    from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
+
+    out = tmp_path_factory.mktemp("assembled") / "tiny"
+    parts = Parts(tiny_base, pooler=tiny_pooler, pooler_spec=factories.TINY.pooler, name="tiny")
+    assemble_checkpoint(parts, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_assembled: Path) -> Weights:
+    """The assembled checkpoint's tensors (float32)."""
+    from nvembed_deploy.checkpoint import open_checkpoint
+    from nvembed_deploy.model.weights import open_weights
+
+    return open_weights(open_checkpoint(tiny_assembled))
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_assembled: Path) -> Path:
+    """The assembled checkpoint exported in float32 by the real exporter."""
+    from nvembed_deploy.export.pipeline import plan_export, run_export
+    from nvembed_deploy.export.recipe import ExportRecipe
+    from nvembed_deploy.spec import Precision
+
+    out = tmp_path_factory.mktemp("artifact") / "tiny"
+    run_export(plan_export(tiny_assembled, ExportRecipe(precision=Precision.FP32)), out)
+    return out
