@@ -1,0 +1,139 @@
+"""This file owns `load_encoder` and the table of runtimes.
+
+Each runtime is imported when it is asked for: a host that serves ONNX needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from nvembed_deploy.artifact import Artifact, is_artifact, open_artifact
+from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
+from nvembed_deploy.runtimes.batching import BatchLimits
+from nvembed_deploy.runtimes.encoder import Encoder
+from nvembed_deploy.runtimes.protocol import Runtime, RuntimeOptions
+from nvembed_deploy.text import Tokenizer
+
+__all__ = ["RUNTIMES", "Encoder", "Runtime", "RuntimeOptions", "load_encoder"]
+
+RUNTIMES = {
+    "onnx": "nvembed_deploy.runtimes.onnx_runtime:open_runtime",
+    "torch": "nvembed_deploy.runtimes.torch_runtime:open_runtime",
+}
+_CHECKPOINT_OPENER = "nvembed_deploy.runtimes.torch_runtime:open_checkpoint_runtime"
+_CHECKPOINT_FILES = ("checkpoint.json", "config.json")
+_PACKAGES = {"onnx": "onnxruntime", "torch": "torch"}
+
+
+def load_encoder(
+    path: str | Path,
+    runtime: str = "auto",
+    *,
+    device: str | None = None,
+    options: RuntimeOptions | None = None,
+    verify: Literal["fast", "full"] = "fast",
+    require_parity: bool = False,
+) -> Encoder:
+    """Open an artifact, or a checkpoint with torch, for encoding.
+
+    Args:
+        path: an artifact folder, or a checkpoint folder.
+        runtime: a name in `RUNTIMES`, or "auto": onnx where onnxruntime is installed, else torch;
+            torch for a checkpoint.
+        device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
+        options: threads, memory and more.
+        verify: "full" also reads the weights and compares their sha256.
+        require_parity: refuse what the parity suite has not passed.
+
+    Raises:
+        InputError: the runtime's name is not known.
+        ArtifactError: the folder is neither, is damaged, or has no passing parity verdict.
+        MissingPackageError: the runtime's package is not installed.
+        HardwareError: the device asked for by name cannot be used.
+    """
+    path = Path(path)
+    if runtime not in (*RUNTIMES, "auto"):
+        raise InputError(
+            f"runtime is {runtime!r}, expected one of {', '.join(['auto', *RUNTIMES])}",
+            "leave it out to take what is installed",
+        )
+    options = options or RuntimeOptions()
+    options = options if device is None else replace(options, device=device)
+    if not is_artifact(path):
+        return _open_checkpoint(path, runtime, options, require_parity=require_parity)
+    artifact = open_artifact(path, verify)
+    if require_parity:
+        _check_parity(artifact)
+    opened: Runtime = _import(RUNTIMES[_choose(runtime)])(artifact, options)
+    spec = artifact.manifest.spec
+    tokenizer = Tokenizer.load(artifact.tokenizer, spec.text)
+    return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
+
+
+def _open_checkpoint(
+    path: Path, runtime: str, options: RuntimeOptions, *, require_parity: bool
+) -> Encoder:
+    """Open a checkpoint folder with torch."""
+    if not any((path / name).is_file() for name in _CHECKPOINT_FILES):
+        raise ArtifactError(
+            f"{path} is neither an artifact (no manifest.json) nor a checkpoint (no "
+            f"{' or '.join(_CHECKPOINT_FILES)})",
+            "give a folder that the exporter wrote, or a checkpoint folder",
+        )
+    if runtime not in ("torch", "auto") or require_parity:
+        wish = "require_parity" if require_parity else f"the {runtime} runtime"
+        raise ArtifactError(
+            f"{path} is a checkpoint, and {wish} needs an artifact",
+            f"export it: python -m nvembed_deploy.export {path} OUT",
+        )
+    _check_package("torch")
+    opened, spec, tokenizer_path = _import(_CHECKPOINT_OPENER)(path, options)
+    tokenizer = Tokenizer.load(tokenizer_path, spec.text)
+    return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
+
+
+def _choose(runtime: str) -> str:
+    """Resolve "auto", and check that the runtime's package is there."""
+    if runtime != "auto":
+        _check_package(runtime)
+        return runtime
+    for name, package in _PACKAGES.items():
+        if find_spec(package):
+            return name
+    raise MissingPackageError(
+        f"no runtime is installed: none of {', '.join(_PACKAGES.values())} was found",
+        "pip install 'nvembed-deploy[onnx]', [onnx-gpu] or [torch]",
+    )
+
+
+def _check_package(runtime: str) -> None:
+    if find_spec(_PACKAGES[runtime]) is None:
+        raise MissingPackageError(
+            f"the {runtime} runtime needs {_PACKAGES[runtime]}, which is not installed",
+            f"pip install 'nvembed-deploy[{runtime}]'",
+        )
+
+
+def _check_parity(artifact: Artifact) -> None:
+    if not artifact.manifest.has_passed_parity:
+        found = "a failed verdict" if artifact.manifest.parity else "no verdict"
+        raise ArtifactError(
+            f"{artifact.path} has {found} of the parity suite, and require_parity was asked for",
+            f"run it: python -m nvembed_deploy.parity {artifact.path}",
+        )
+
+
+def _limits(runtime: Runtime, options: RuntimeOptions) -> BatchLimits:
+    limits = BatchLimits.for_device(runtime.device)
+    if options.max_batch_tokens is None:
+        return limits
+    return replace(limits, max_batch_tokens=options.max_batch_tokens)
+
+
+def _import(place: str) -> Any:  # noqa: ANN401 - a function named by text
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,71 @@
+"""This file owns what a runtime is: one graph or model loaded somewhere, `embed(Batch) -> rows`.
+
+A new runtime is one file with `open_runtime(artifact, options) -> Runtime` and one row in
+`runtimes.RUNTIMES`. Legend: B batch, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nvembed_deploy.spec import Precision
+from nvembed_deploy.text import Batch
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How to load a runtime. None means the runtime's own choice.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1" or "tensorrt". A device asked for by name is never
+            replaced by another.
+        threads: processor threads of one forward pass.
+        use_arena: let ONNX Runtime pool its memory on the processor.
+        shrink_arena: give the pool back after each batch. For a GPU shared with others; on a
+            processor it costs memory (pieces that cannot be joined: 169 MB where the pool alone
+            peaks at 100, for 400 batches of mixed shapes, 2026-11-23).
+        memory_limit_bytes: most GPU memory the runtime's pool may take.
+        providers: ONNX Runtime execution providers by their own names, instead of `device`.
+        dtype: number format of the torch runtime.
+        max_batch_tokens: most padded tokens in one batch.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    use_arena: bool = True
+    shrink_arena: bool = False
+    memory_limit_bytes: int | None = None
+    providers: tuple[str, ...] | None = None
+    dtype: Precision | None = None
+    max_batch_tokens: int | None = None
+
+
+class Runtime(Protocol):
+    """What executes a model. The encoder above it does texts, batches and output formats."""
+
+    @property
+    def name(self) -> str:
+        """Its row in `RUNTIMES`."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it really runs: "cpu", "cuda:0", ..."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence it takes."""
+        ...
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """Return L2-normalised embeddings [B, D] of a right-padded batch."""
+        ...
+
+    def close(self) -> None:
+        """Free its memory. Calling it twice is fine; `embed` afterwards is not."""
+        ...

@@ -1,0 +1,112 @@
+"""This file owns the flow of many texts through a runtime, in memory that does not grow with them.
+
+Texts go by windows: while one is computed, the next is tokenised in a thread. Inside a window
+equal texts are computed once, and batches are formed by length. Legend: N texts, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
+from nvembed_deploy.runtimes.protocol import Runtime
+from nvembed_deploy.text import Tokens, collate
+
+WINDOW_TEXTS = 8192
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Texts that are planned together: the distinct ones, and which of them each text is."""
+
+    start: int
+    tokens: list[Tokens]
+    distinct_N: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How texts become rows.
+
+    Attributes:
+        runtime: what computes.
+        tokenize: texts to tokens; called from a second thread when there are many texts.
+        pad_id: the token that fills a batch.
+        limits: what one batch may hold.
+        width: D, the size of a row.
+        window_texts: texts that are planned together.
+    """
+
+    runtime: Runtime
+    tokenize: Callable[[list[str]], list[Tokens]]
+    pad_id: int
+    limits: BatchLimits
+    width: int
+    window_texts: int = WINDOW_TEXTS
+
+    def embed(
+        self, texts: Sequence[str], advance: Callable[[int], None]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the embeddings of one window after another, in the order of `texts`.
+
+        Args:
+            texts: any number of texts.
+            advance: called with the number of texts done.
+
+        Yields:
+            float32 [texts of the window, D].
+
+        Raises:
+            ArtifactError: an embedding holds NaN or an infinity.
+        """
+        for window in self._windows(texts):
+            rows_ND = self._embed_window(window, advance)[window.distinct_N]
+            advance(len(window.distinct_N) - len(window.tokens))
+            _check_finite(rows_ND, window.start)
+            yield rows_ND
+
+    def _windows(self, texts: Sequence[str]) -> Iterator[_Window]:
+        """Prepare windows, each while its predecessor is computed."""
+        starts = range(0, len(texts), self.window_texts)
+        if len(starts) == 1:  # a query: a thread would cost more than it hides
+            yield self._prepare(texts, 0)
+            return
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize") as pool:
+            upcoming = [pool.submit(self._prepare, texts, start) for start in starts[:1]]
+            for start in starts[1:]:
+                current = upcoming.pop().result()
+                upcoming.append(pool.submit(self._prepare, texts, start))
+                yield current
+            for last in upcoming:
+                yield last.result()
+
+    def _prepare(self, texts: Sequence[str], start: int) -> _Window:
+        window = texts[start : start + self.window_texts]
+        row_of: dict[str, int] = {}
+        distinct = [row_of.setdefault(text, len(row_of)) for text in window]
+        return _Window(start, self.tokenize(list(row_of)), np.asarray(distinct, dtype=np.int64))
+
+    def _embed_window(self, window: _Window, advance: Callable[[int], None]) -> NDArray[np.float32]:
+        rows_ND = np.empty((len(window.tokens), self.width), dtype=np.float32)
+        lengths = [len(tokens.ids) for tokens in window.tokens]
+        for indices in plan_batches(lengths, self.limits):
+            batch = collate([window.tokens[i] for i in indices], self.pad_id)
+            rows_ND[indices] = self.runtime.embed(batch)
+            advance(len(indices))
+        return rows_ND
+
+
+def _check_finite(rows_ND: NDArray[np.float32], start: int) -> None:
+    bad_N = np.flatnonzero(~np.isfinite(rows_ND).all(axis=1))
+    if len(bad_N):
+        raise ArtifactError(
+            f"the embedding of text {start + int(bad_N[0])} is not finite ({len(bad_N)} such in "
+            "its window)",
+            "the graph overflows: export in bf16 or fp32 instead, and run the parity suite",
+        )

@@ -1,0 +1,249 @@
+"""Tests of encoder.py: sentence-transformers' habits, on a graph whose answers are known."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
+from nvembed_deploy.runtimes import Encoder, RuntimeOptions, load_encoder
+from nvembed_deploy.runtimes.embedding_precision import quantize_embeddings
+
+OPTIONS = RuntimeOptions(device="cpu", threads=1)
+# The same sums in another order, in float32 (measured 6e-8).
+ROUNDING = 1e-6
+
+
+@pytest.fixture
+def encoder(toy_artifact: Path) -> Iterator[Encoder]:
+    with load_encoder(toy_artifact, "onnx", options=OPTIONS) as opened:
+        yield opened
+
+
+def random_texts(count: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [
+        " ".join(f"w{i}" for i in rng.integers(0, 50, size=rng.integers(1, 40)))
+        for _ in range(count)
+    ]
+
+
+def test_one_text_gives_one_row_without_a_batch_axis(
+    encoder: Encoder, expected_row: Callable[..., np.ndarray]
+) -> None:
+    row = encoder.encode("w1 w2")
+    assert row.shape == (16,)
+    assert row.dtype == np.float32
+    np.testing.assert_allclose(row, expected_row("w1 w2"), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_many_texts_keep_their_order(
+    encoder: Encoder, kind: Callable[..., list[str]], expected_row: Callable[..., np.ndarray]
+) -> None:
+    texts = random_texts(200)
+    rows = encoder.encode(kind(texts))
+    np.testing.assert_allclose(rows, [expected_row(t) for t in texts], atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [({}, (0, 16)), ({"truncate_dim": 5}, (0, 5)), ({"precision": "binary"}, (0, 2))],
+)
+def test_no_texts_give_an_empty_array_of_the_right_width(
+    encoder: Encoder, options: dict[str, object], shape: tuple[int, int]
+) -> None:
+    assert encoder.encode([], **options).shape == shape
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, None])
+def test_a_row_does_not_depend_on_batch_mates(encoder: Encoder, batch_size: int | None) -> None:
+    texts = random_texts(40)
+    alone = np.stack([encoder.encode(text) for text in texts])
+    together = encoder.encode(texts, batch_size=batch_size)
+    np.testing.assert_allclose(together, alone, atol=ROUNDING)
+
+
+def test_equal_texts_give_equal_rows(encoder: Encoder) -> None:
+    rows = encoder.encode(["w1", "w1 w2 w3 w4", "w1"])
+    np.testing.assert_array_equal(rows[0], rows[2])
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [
+        [{"instruction": "find"}, {"instruction": "match"}],
+        [{"prompt": "find : "}, {"prompt": "match : "}],
+        [{"prompt_name": "query"}, {"prompt_name": "passage"}],
+    ],
+    ids=["instruction", "prompt", "prompt_name"],
+)
+def test_what_comes_before_the_text_is_not_pooled(
+    encoder: Encoder, prefixes: list[dict[str, str]]
+) -> None:
+    # The toy has no attention, so words that are not pooled cannot be told from each other.
+    one, other = (encoder.encode("w1 w2", **prefix) for prefix in prefixes)
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - encoder.encode("w1 w2")).max() > 0.01
+
+
+def test_a_prompt_may_be_named(encoder: Encoder) -> None:
+    assert encoder.prompts == {"query": "find : ", "passage": "match : "}
+    named = encoder.encode("w1", prompt_name="query")
+    np.testing.assert_array_equal(named, encoder.encode("w1", prompt="find : "))
+
+
+def test_a_prompt_beats_its_name_with_a_warning(
+    encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        row = encoder.encode("w1", prompt_name="unknown", prompt="")
+    assert "prompt_name='unknown' is not" in caplog.text
+    np.testing.assert_array_equal(row, encoder.encode("w1"))
+
+
+def test_an_unknown_prompt_name_lists_the_known_ones(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match=r"'quary', expected one of \['passage', 'query'\]"):
+        encoder.encode("w1", prompt_name="quary")
+
+
+def test_an_instruction_and_a_prompt_together_are_refused(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match="both an instruction and a prompt"):
+        encoder.encode("w1", instruction="find", prompt="match : ")
+
+
+def test_queries_and_documents_take_their_prompts(encoder: Encoder) -> None:
+    query, passage = (encoder.encode(["w1"], name) for name in ("query", "passage"))
+    np.testing.assert_array_equal(encoder.encode_query(["w1"]), query)
+    np.testing.assert_array_equal(encoder.encode_document(["w1"]), passage)
+    plain = encoder.encode(["w1"], prompt="")
+    np.testing.assert_array_equal(encoder.encode_query(["w1"], prompt=""), plain)
+    asked = encoder.encode(["w1"], instruction="find")
+    np.testing.assert_array_equal(encoder.encode_query(["w1"], instruction="find"), asked)
+
+
+def test_without_prompts_queries_and_documents_are_plain_texts(
+    make_toy_artifact: Callable[..., Path],
+) -> None:
+    with load_encoder(make_toy_artifact(prompts={}), "onnx") as encoder:
+        plain = encoder.encode("w1")
+        np.testing.assert_array_equal(encoder.encode_query("w1"), plain)
+        np.testing.assert_array_equal(encoder.encode_document("w1"), plain)
+
+
+def test_truncation_comes_first_then_unit_length_then_codes(encoder: Encoder) -> None:
+    texts = random_texts(120)
+    whole = encoder.encode(texts)
+    cut = encoder.encode(texts, truncate_dim=6)
+    norm = np.linalg.norm(whole[:, :6], axis=1, keepdims=True)
+    np.testing.assert_allclose(cut, whole[:, :6] / norm, atol=ROUNDING)
+    codes = encoder.encode(texts, truncate_dim=6, precision="int8")
+    np.testing.assert_array_equal(codes, quantize_embeddings(cut, "int8"))
+
+
+def test_without_normalisation_a_truncated_row_is_the_slice(encoder: Encoder) -> None:
+    whole = encoder.encode(["w1", "w2 w3"])
+    cut = encoder.encode(["w1", "w2 w3"], truncate_dim=6, normalize_embeddings=False)
+    np.testing.assert_array_equal(cut, whole[:, :6])
+
+
+@pytest.mark.parametrize("truncate_dim", [0, 17])
+def test_a_width_that_is_not_there_is_refused(encoder: Encoder, truncate_dim: int) -> None:
+    with pytest.raises(InputError, match=f"truncate_dim is {truncate_dim}, expected 1 to 16"):
+        encoder.encode("w1", truncate_dim=truncate_dim)
+
+
+def test_one_text_may_be_binary(encoder: Encoder) -> None:
+    assert encoder.encode("w1", precision="ubinary").shape == (2,)
+
+
+def test_output_is_an_array_a_list_or_a_tensor(encoder: Encoder) -> None:
+    rows = encoder.encode(["w1", "w2"])
+    listed = encoder.encode(["w1", "w2"], convert_to_numpy=False)
+    assert isinstance(listed, list)
+    np.testing.assert_array_equal(np.stack(listed), rows)
+    torch = pytest.importorskip("torch")
+    tensor = encoder.encode(["w1", "w2"], convert_to_tensor=True)
+    assert torch.equal(tensor, torch.from_numpy(rows))
+
+
+def test_a_tensor_without_torch_says_what_to_install(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingPackageError, match="needs torch"):
+        encoder.encode("w1", convert_to_tensor=True)
+
+
+def test_a_long_text_is_cut_to_max_length(encoder: Encoder) -> None:
+    long, cut = " ".join(["w1", "w2", "w3", "w4"] * 30), "w1 w2 w3 w4 w1 w2"
+    row = encoder.encode(long, max_length=8)
+    np.testing.assert_allclose(row, encoder.encode(cut), atol=ROUNDING)
+    assert np.isfinite(encoder.encode(long)).all()
+
+
+def test_a_max_length_beyond_the_model_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match="max_length is 65, expected 1 to 64"):
+        encoder.encode("w1", max_length=65)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (None, "inputs is a NoneType"),
+        (b"w1", "inputs is a bytes"),
+        ((t for t in ["w1"]), "inputs is a generator"),
+        (["w1", 3], r"inputs\[1\] is a int"),
+        (np.array([[1.0]]), "inputs is a ndarray"),
+        ({"text": "w1"}, "inputs is a dict"),
+    ],
+    ids=["none", "bytes", "generator", "number", "matrix", "dict"],
+)
+def test_what_is_no_text_is_refused_by_name(encoder: Encoder, inputs: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        encoder.encode(inputs)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"precision": "fp8"}])
+def test_unusable_options_are_refused_even_without_texts(
+    encoder: Encoder, options: dict[str, object]
+) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        encoder.encode([], **options)
+
+
+def test_an_embedding_that_is_not_finite_names_its_text(
+    make_toy_artifact: Callable[..., Path],
+) -> None:
+    encoder = load_encoder(make_toy_artifact(infinite_word="w7"), "onnx", options=OPTIONS)
+    with pytest.raises(ArtifactError, match="text 2 is not finite"):
+        encoder.encode(["w1", "w2 w3", "w7", "w4"])
+
+
+def test_similarity_is_the_cosine_of_every_pair(encoder: Encoder) -> None:
+    rows = encoder.encode(random_texts(5))
+    scores = encoder.similarity(3 * rows, rows[:2])
+    np.testing.assert_allclose(scores, rows @ rows[:2].T, atol=ROUNDING)
+    assert encoder.similarity(rows[0], rows[0]).shape == (1, 1)
+    np.testing.assert_allclose(
+        encoder.similarity_pairwise(rows, 2 * rows[::-1]),
+        np.diag(rows @ rows[::-1].T),
+        atol=ROUNDING,
+    )
+
+
+def test_it_says_its_dimension_and_its_longest_text(encoder: Encoder) -> None:
+    assert encoder.get_embedding_dimension() == 16
+    assert encoder.max_seq_length == 64
+
+
+def test_a_closed_encoder_says_so(toy_artifact: Path) -> None:
+    with load_encoder(toy_artifact, "onnx") as encoder:
+        encoder.encode("w1")
+    with pytest.raises(InputError, match="is closed"):
+        encoder.encode("w1")

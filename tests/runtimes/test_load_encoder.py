@@ -1,0 +1,96 @@
+"""Tests of runtimes/__init__.py: which runtime opens which folder."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy import runtimes
+from nvembed_deploy.artifact import LAYOUT, update_parity
+from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
+from nvembed_deploy.runtimes import RUNTIMES, RuntimeOptions, load_encoder
+
+
+def test_auto_takes_onnx_where_it_is_installed(toy_artifact: Path) -> None:
+    with load_encoder(str(toy_artifact)) as encoder:
+        assert encoder.runtime.name == "onnx"
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+def test_every_row_of_the_table_is_a_function(name: str) -> None:
+    pytest.importorskip({"onnx": "onnxruntime", "torch": "torch"}[name])
+    module, _, function = RUNTIMES[name].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_an_unknown_runtime_lists_the_known_ones(toy_artifact: Path) -> None:
+    with pytest.raises(InputError, match="'tensorflow', expected one of auto, onnx, torch"):
+        load_encoder(toy_artifact, "tensorflow")
+
+
+@pytest.mark.parametrize(("runtime", "extra"), [("auto", "[onnx]"), ("onnx", "[onnx]")])
+def test_a_missing_runtime_names_what_to_install(
+    toy_artifact: Path, runtime: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "find_spec", lambda _name: None)
+    with pytest.raises(MissingPackageError) as caught:
+        load_encoder(toy_artifact, runtime)
+    assert f"nvembed-deploy{extra}" in caught.value.fix
+
+
+def test_a_folder_that_is_neither_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no manifest\.json.*checkpoint\.json or config\.json"):
+        load_encoder(tmp_path)
+
+
+def test_a_checkpoint_is_not_opened_with_onnx(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="the onnx runtime needs an artifact") as caught:
+        load_encoder(tmp_path, "onnx")
+    assert "nvembed_deploy.export" in caught.value.fix
+
+
+def test_a_checkpoint_has_no_parity_verdict(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="require_parity needs an artifact"):
+        load_encoder(tmp_path, require_parity=True)
+
+
+def test_parity_can_be_required(toy_artifact: Path) -> None:
+    with pytest.raises(ArtifactError, match="has no verdict"):
+        load_encoder(toy_artifact, require_parity=True)
+    update_parity(toy_artifact, {"passed": False, "min_cosine": 0.7})
+    with pytest.raises(ArtifactError, match="has a failed verdict"):
+        load_encoder(toy_artifact, require_parity=True)
+    update_parity(toy_artifact, {"passed": True, "min_cosine": 0.9999})
+    load_encoder(toy_artifact, require_parity=True).close()
+
+
+def test_changed_weights_are_found_when_asked(toy_artifact: Path) -> None:
+    weights = bytearray((toy_artifact / LAYOUT.weights).read_bytes())
+    weights[-1] ^= 1
+    (toy_artifact / LAYOUT.weights).write_bytes(weights)
+    with pytest.raises(ArtifactError, match="was changed"):
+        load_encoder(toy_artifact, verify="full")
+
+
+def test_a_changed_manifest_of_another_version_is_refused(toy_artifact: Path) -> None:
+    path = toy_artifact / LAYOUT.manifest
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 9}))
+    with pytest.raises(ArtifactError, match="got schema_version 9, expected 1"):
+        load_encoder(toy_artifact)
+
+
+def test_the_token_budget_can_be_given(toy_artifact: Path) -> None:
+    options = RuntimeOptions(device="cpu", max_batch_tokens=77)
+    with load_encoder(toy_artifact, options=options) as encoder:
+        assert encoder.limits.max_batch_tokens == 77
+
+
+def test_the_device_argument_beats_the_options(toy_artifact: Path) -> None:
+    options = RuntimeOptions(device="nonsense")
+    with load_encoder(toy_artifact, "onnx", device="cpu", options=options) as encoder:
+        assert encoder.runtime.device == "cpu"
