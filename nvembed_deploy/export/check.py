@@ -36,6 +36,8 @@ _PASSAGES = (
     "🦀🐍 emoji only 🎉",
     "",
 )
+_SHORT_TOKENS, _LONG_TOKENS = 96, 320
+"""Enough to cross instruction, padding and length, few enough for a 7B model on two cores."""
 _LONG = " ".join(
     f"Section {i}: the quick brown fox jumps over lazy dog number {i * i % 97}, while a careful "
     "engineer writes down what was measured, on which machine, and what it means."
@@ -91,11 +93,12 @@ class Subject:
 
 
 def check_batches(tokenizer: Tokenizer) -> list[Batch]:
-    """Return the built-in texts as batches: one mixed, and its longest text alone."""
-    queries = tokenizer.tokenize(_QUERIES, instruction=INSTRUCTION, max_tokens=512)
-    passages = tokenizer.tokenize([*_PASSAGES, _LONG], max_tokens=512)
+    """Return the built-in texts as two batches: short ones mixed, and a long one beside a short."""
+    queries = tokenizer.tokenize(_QUERIES, instruction=INSTRUCTION, max_tokens=_SHORT_TOKENS)
+    passages = tokenizer.tokenize(_PASSAGES, max_tokens=_SHORT_TOKENS)
+    long = tokenizer.tokenize([_LONG], max_tokens=_LONG_TOKENS)
     pad = tokenizer.spec.pad_id
-    return [collate([*queries, *passages], pad), collate(passages[-1:], pad)]
+    return [collate([*queries, *passages], pad), collate([*long, passages[2]], pad)]
 
 
 def check_graph(

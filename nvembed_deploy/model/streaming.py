@@ -1,7 +1,7 @@
-"""This file owns running the model one block at a time, so that a model larger than memory runs.
+"""This file owns running the model without holding it: each linear reads its rows as it multiplies.
 
-It is the oracle of the export's self-check: transformers' decoder layer and the faithful pooler in
-float32, each loaded, applied to every batch, and dropped. Shapes: B batch, S sequence, D hidden.
+It is the oracle of the export's self-check: transformers' decoder layer and the faithful pooler,
+float32, one block at a time over a list of batches. Shapes: B batch, S sequence, D hidden.
 """
 
 from __future__ import annotations
@@ -17,6 +17,27 @@ from nvembed_deploy.model.backbone import padding_mask
 from nvembed_deploy.model.nvembed import NVEmbed
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.text import Batch
+
+
+class StreamedLinear(nn.Module):
+    """A linear whose weight stays on disk: blocks of output rows are read, applied, dropped."""
+
+    def __init__(self, weights: Weights, name: str, has_bias: bool) -> None:
+        """Take the linear's name without `.weight`."""
+        super().__init__()
+        self._weights, self._name, self._has_bias = weights, name, has_bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x @ W.T (+ b), float32."""
+        name = self._name + ".weight"
+        blocks = [
+            functional.linear(x, torch.from_numpy(self._weights.read_float32(name, rows)))
+            for rows in self._weights.row_blocks(name)
+        ]
+        product = torch.cat(blocks, dim=-1)
+        if not self._has_bias:
+            return product
+        return product + torch.from_numpy(self._weights.read_float32(self._name + ".bias"))
 
 
 class StreamingModel:
@@ -55,7 +76,7 @@ class StreamingModel:
 
     def _layer(self, index: int, states: list[torch.Tensor]) -> list[torch.Tensor]:
         decoder = self._model.backbone.decoder
-        layer = self._load(decoder.layers[index], f"backbone.layers.{index}.")
+        layer = self._stream(decoder.layers[index], f"backbone.layers.{index}.")
         rotary = type(decoder.rotary_emb)(decoder.config)
         outputs = []
         for hidden, mask in zip(states, self._masks, strict=True):
@@ -68,22 +89,24 @@ class StreamingModel:
                     position_embeddings=rotary(hidden, positions),
                 )
             )
-        layer.to("meta")
         return outputs
 
     def _pool(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        norm = self._load(self._model.backbone.decoder.norm, "backbone.norm.")
-        pooler = self._load(self._model.pooler, "pooler.")
+        norm = self._stream(self._model.backbone.decoder.norm, "backbone.norm.")
+        pooler = self._stream(self._model.pooler, "pooler.")
         outputs = []
         for hidden, batch in zip(states, self._batches, strict=True):
             pooled = pooler(norm(hidden), torch.from_numpy(batch.pool_mask_BS))
             outputs.append(functional.normalize(pooled, dim=-1))
         return outputs
 
-    def _load(self, module: nn.Module, prefix: str) -> nn.Module:
-        """Give a meta module its weights, which begin with `prefix`."""
+    def _stream(self, module: nn.Module, prefix: str) -> nn.Module:
+        """Give a meta module its weights, whose names begin with `prefix`: linears stay on disk."""
+        linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+        for name, linear in linears.items():
+            streamed = StreamedLinear(self._weights, prefix + name, linear.bias is not None)
+            module.set_submodule(name, streamed)
         module = module.to_empty(device="cpu").float().eval()
         for key, parameter in module.named_parameters():
-            parameter.data.copy_(torch.from_numpy(self._weights.read_float32(prefix + key)))
+            parameter.copy_(torch.from_numpy(self._weights.read_float32(prefix + key)))
         return module
-
