@@ -27,7 +27,7 @@ from nvembed_deploy.export.memory import peak_bytes
 from nvembed_deploy.export.progress import Advance
 from nvembed_deploy.model.names import expected_shapes, released_name
 from nvembed_deploy.spec import ModelSpec
-from nvembed_deploy.tensorfile import SafetensorsWriter
+from nvembed_deploy.tensorwriter import SafetensorsWriter
 
 GIB = 1 << 30
 MEMORY_BAR_BYTES = int(1.5 * GIB)

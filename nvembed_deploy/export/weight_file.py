@@ -20,7 +20,8 @@ from nvembed_deploy.export.builder import FILE_DTYPES, WeightData, WeightEntry
 from nvembed_deploy.model.fold import FoldedAttention, fold_attention
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.spec import Precision
-from nvembed_deploy.tensorfile import SafetensorsWriter, find_nonfinite
+from nvembed_deploy.tensorfile import find_nonfinite
+from nvembed_deploy.tensorwriter import SafetensorsWriter
 
 _DTYPES = {
     Precision.FP32: np.dtype(np.float32),

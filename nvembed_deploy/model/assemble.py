@@ -26,7 +26,7 @@ from nvembed_deploy.model.names import pooler_shapes, released_name
 from nvembed_deploy.model.weights import open_weights
 from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec
 from nvembed_deploy.staging import staged_folder
-from nvembed_deploy.tensorfile import SafetensorsWriter
+from nvembed_deploy.tensorwriter import SafetensorsWriter
 
 _FRESH_OUTPUT = 1e-3
 """Standard deviation of a fresh pooler's output projections, relative to 1/sqrt(inputs)."""
