@@ -48,7 +48,7 @@ _CONVERT = (
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor in a safetensors file; `dtype` is the format's name, `offset` absolute."""
+    """One tensor in a file; `dtype` is safetensors' name of its format, `offset` absolute."""
 
     name: str
     path: Path

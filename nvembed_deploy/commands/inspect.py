@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvembed_deploy import cli
 
 if TYPE_CHECKING:
-    from nvembed_deploy.artifact import Manifest
+    from nvembed_deploy.artifact import Artifact, Manifest
+    from nvembed_deploy.tensorfile import TensorEntry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,25 +36,53 @@ def inspect(args: argparse.Namespace) -> None:
     if args.json:
         cli.say(json.dumps(artifact.manifest.to_dict(), indent=2))
         return
-    _show(str(args.artifact), artifact.manifest, "all hashes" if args.full else "sizes and hashes")
+    _show(artifact)
+    hashed = "every hash" if args.full else "every size, every hash but the weights' (--full)"
+    cli.say(f"verified: {hashed}")
 
 
-def _show(path: str, manifest: Manifest, verified: str) -> None:
+def _show(artifact: Artifact) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     facts = Table.grid(padding=(0, 2))
-    for key, value in _facts(manifest).items():
-        facts.add_row(f"[bold]{key}[/]", value)
-    console.print(f"[bold]{path}[/]")
-    console.print(facts)
-    files = Table("file", "size", "sha256", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name, record in sorted(manifest.files.items()):
+    for key, value in _facts(artifact.manifest).items():
+        facts.add_row(key, value, style="")
+    blocks, files = (
+        Table(*heads, box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+        for heads in (("block", "linears", "precision", "size"), ("file", "size", "sha256"))
+    )
+    for row in _blocks(artifact):
+        blocks.add_row(*row)
+    for name, record in sorted(artifact.manifest.files.items()):
         files.add_row(name, cli.human_bytes(record.bytes), record.sha256[:16])
-    console.print(files)
-    what = verified if verified == "all hashes" else f"{verified} (weights by size; --full hashes)"
-    console.print(f"verified: {what}")
+    console.print(f"[bold]{artifact.path}[/]")
+    for part in (facts, "", blocks, "", files, ""):
+        console.print(part)
+
+
+def _blocks(artifact: Artifact) -> Iterator[tuple[str, str, str, str]]:
+    """Yield block, number of linears, precisions and size; equal layers in a row are one line."""
+    from nvembed_deploy.tensorfile import open_tensors
+
+    blocks: dict[str, list[TensorEntry]] = {}
+    for name, entry in open_tensors(artifact.weights).items():
+        layer = re.match(r"backbone\.layers\.(\d+)", name)
+        block = f"layer {layer[1]}" if layer else name.split(".")[0 if "pooler" in name else 1]
+        blocks.setdefault(block, []).append(entry)
+    rows = [(name, _block_facts(entries)) for name, entries in blocks.items()]
+    for (facts, _), group in groupby(rows, key=lambda row: (row[1], row[0].split()[0])):
+        names = [name for name, _ in group]
+        first, last = names[0].split()[-1], names[-1].split()[-1]
+        title = names[0] if len(names) == 1 else f"layers {first}-{last}"
+        yield (title, str(facts[0]), facts[1], cli.human_bytes(facts[2] * len(names)))
+
+
+def _block_facts(entries: list[TensorEntry]) -> tuple[int, str, int]:
+    linears = sum(len(entry.shape) == 2 and entry.name.endswith("_t") for entry in entries)
+    kinds = Counter(entry.dtype.lower() for entry in entries)
+    return linears, ", ".join(sorted(kinds)), sum(entry.nbytes for entry in entries)
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from nvembed_deploy.errors import GateError, MissingPackageError
-from nvembed_deploy.export.builder import DATA_TYPES, WeightData
+from nvembed_deploy.export.builder import WeightData
 from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_blocks, author_graph
 from nvembed_deploy.export.memory import available_bytes
 from nvembed_deploy.model.weights import Weights
@@ -265,7 +265,7 @@ def _report(weights: Weights, subject: Subject, pairs: _Pairs, drift: _Drift) ->
     mean, low = float(cosines.mean()), float(cosines.min())
     max_abs = float(np.abs(expected_ND - got_ND).max())
     runnable = _runnable(subject.options)
-    compute = DATA_TYPES[runnable.compute or runnable.precision].name.lower()
+    compute = (runnable.compute or runnable.precision).value
     return CheckReport(
         passed=bool(
             mean >= tolerance.mean_cosine

@@ -1,0 +1,1 @@
+"""This package owns the demo: `make demo`."""
