@@ -36,6 +36,20 @@ class InputError(NVEmbedError):
     """A text or an argument of `encode` cannot be used."""
 
 
+class TextError(InputError):
+    """One of many texts cannot be used; `index` says which."""
+
+    def __init__(self, index: int, problem: str, fix: str) -> None:
+        """Name the text: `problem` is what follows its name in the sentence."""
+        super().__init__(f"inputs[{index}] {problem}", fix)
+        self.index = index
+        self._problem = problem
+
+    def at(self, index: int) -> TextError:
+        """Return the same error with the text's place in a longer list."""
+        return TextError(index, self._problem, self.fix)
+
+
 class GateError(NVEmbedError):
     """A check ran and failed: the numbers are outside the tolerance."""
 

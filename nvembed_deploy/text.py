@@ -1,41 +1,255 @@
-"""This file owns how a text becomes token ids, masks and a batch (numpy and `tokenizers` only)."""
+"""This file owns the text contract: how a text becomes token ids, masks and a batch.
+
+It needs numpy and `tokenizers` only, and reads tokenizer.json raw: transformers 5 rebuilds that
+file and gives other ids for texts that begin with a space or stand beside a special token.
+
+One text becomes BOS, instruction, text, EOS; a batch is padded on the right. What may be attended
+(`attention_mask`) and what is averaged (`pool_mask`) are two masks: the instruction is in the
+first and not in the second. Legend: B batch, S sequence. Masks: 1 = keep.
+
+Source: arXiv 2405.17428 section 4.1 and the behaviour of NV-Embed's own `encode`.
+"""
+
 from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
 import numpy as np
 import tokenizers
-from nvembed_deploy.spec import TextSpec
+from numpy.typing import NDArray
+
+from nvembed_deploy.errors import ArtifactError, InputError, TextError
+from nvembed_deploy.spec import TextSpec, Truncation
+
+
+_MIN_TOKENS = 3
+"""BOS, one token, EOS."""
+
+_CLEAN = "pass valid Unicode: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+
 
 @dataclass(frozen=True)
 class Tokens:
-    ids: np.ndarray
-    num_masked: int
+    """One text: `ids` int64 [S] with BOS and EOS; the first `num_masked` are not pooled."""
+
+    ids: NDArray[np.int64]
+    num_masked: int = 0
+
 
 @dataclass(frozen=True)
 class Batch:
-    input_ids_BS: np.ndarray
-    attention_mask_BS: np.ndarray
-    pool_mask_BS: np.ndarray
+    """What a graph takes: three int64 [B, S] arrays.
 
-def collate(tokens, pad_id, length=None):
-    n = length or max(len(t.ids) for t in tokens)
-    ids = np.full((len(tokens), n), pad_id, np.int64); att = np.zeros_like(ids); pool = np.zeros_like(ids)
-    for i, t in enumerate(tokens):
-        s = len(t.ids); ids[i,:s]=t.ids; att[i,:s]=1; pool[i,t.num_masked:s]=1
-    return Batch(ids, att, pool)
+    `attention_mask_BS` says what may be attended, `pool_mask_BS` what is averaged.
+    """
+
+    input_ids_BS: NDArray[np.int64]
+    attention_mask_BS: NDArray[np.int64]
+    pool_mask_BS: NDArray[np.int64]
+
+    @property
+    def num_texts(self) -> int:
+        """B."""
+        return int(self.input_ids_BS.shape[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return int(self.attention_mask_BS.sum())
+
+
+def collate(tokens: Sequence[Tokens], pad_id: int, length: int | None = None) -> Batch:
+    """Pad texts on the right to the longest of them, or to `length` tokens.
+
+    Raises:
+        InputError: there is no text, one is longer than `length`, or one has nothing to pool.
+    """
+    if not tokens:
+        raise InputError("got no text, expected at least one", "skip empty batches")
+    lengths_B = np.array([len(t.ids) for t in tokens])
+    masked_B = np.array([t.num_masked for t in tokens])
+    length = int(lengths_B.max()) if length is None else length
+    _check_rows(lengths_B, masked_B, length)
+    position_S = np.arange(length)
+    attended_BS = position_S < lengths_B[:, None]
+    input_ids_BS = np.full(attended_BS.shape, pad_id, np.int64)
+    input_ids_BS[attended_BS] = np.concatenate([t.ids for t in tokens])
+    pooled_BS = attended_BS & (position_S >= masked_B[:, None])
+    return Batch(input_ids_BS, attended_BS.astype(np.int64), pooled_BS.astype(np.int64))
+
+
+def _check_rows(lengths_B: NDArray[np.int64], masked_B: NDArray[np.int64], length: int) -> None:
+    for row, (size, masked) in enumerate(zip(lengths_B, masked_B, strict=True)):
+        if size > length:
+            raise InputError(
+                f"text {row} has {size} tokens, expected at most {length}",
+                "truncate it, or give a greater length",
+            )
+        if masked >= size:
+            raise InputError(
+                f"text {row} has {size} tokens and {masked} of them are instruction: the mean "
+                "over no token is not defined",
+                "allow more tokens, or shorten the instruction",
+            )
+
 
 class Tokenizer:
-    def __init__(self, tok, spec): self._t, self.spec = tok, spec
+    """Texts in, `Tokens` out, by the rules of one model (`spec`)."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, spec: TextSpec) -> None:
+        """Take a raw tokenizer; its own padding, truncation and special-token rules are unused."""
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.spec = spec
+        self._tokenizer = tokenizer
+
     @classmethod
-    def load(cls, path, spec):
-        t = tokenizers.Tokenizer.from_file(str(path)); t.no_padding(); t.no_truncation(); return cls(t, spec)
-    def tokenize(self, texts, instruction="", prompt=None, max_tokens=None):
-        limit = max_tokens or self.spec.max_tokens
-        prefix = prompt or (self.spec.instruction_template.format(instruction=instruction) if instruction else "")
-        k = len(self._t.encode(prefix, add_special_tokens=False).ids) if prefix else 0
-        out = []
-        for e in self._t.encode_batch([prefix + t for t in texts], add_special_tokens=False):
-            ids = [self.spec.bos_id, *e.ids][: limit - 1] + [self.spec.eos_id]
-            out.append(Tokens(np.array(ids, np.int64), k))
-        return out
+    def load(cls, path: Path, spec: TextSpec, vocab_size: int | None = None) -> Self:
+        """Read a tokenizer.json.
+
+        Args:
+            path: the file.
+            spec: the model's text rules.
+            vocab_size: rows of the model's embedding table; None does not compare.
+
+        Raises:
+            ArtifactError: the file is missing or damaged, lacks BOS, EOS or the padding token, or
+                has ids beyond the embedding table.
+        """
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ArtifactError(
+                f"{path}: cannot be read as a tokenizer.json: {error}",
+                "copy the model's own tokenizer.json there, or export again",
+            ) from error
+        for name in ("bos_id", "eos_id", "pad_id"):
+            token_id = getattr(spec, name)
+            if tokenizer.id_to_token(token_id) is None:
+                raise ArtifactError(
+                    f"{path}: {name} is {token_id}, which this tokenizer of "
+                    f"{tokenizer.get_vocab_size()} tokens does not have",
+                    "use the tokenizer.json of this very model",
+                )
+        greatest = max(tokenizer.get_vocab().values())
+        if vocab_size is not None and greatest >= vocab_size:
+            raise ArtifactError(
+                f"{path}: its greatest id is {greatest} ({tokenizer.id_to_token(greatest)!r}), "
+                f"the model's embedding table ends at {vocab_size - 1}",
+                "use the tokenizer.json of this very model",
+            )
+        return cls(tokenizer, spec)
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        instruction: str = "",
+        *,
+        prompt: str | None = None,
+        max_tokens: int | None = None,
+    ) -> list[Tokens]:
+        """Tokenise texts that share one prefix.
+
+        A text too long loses its last words and keeps EOS; under `Truncation.REFERENCE` it is cut
+        with its EOS, as NV-Embed's own code does. "</s>" written in a text is the token, as there.
+
+        Args:
+            texts: any strings, empty ones too.
+            instruction: put into the model's template; empty is no prefix (a passage).
+            prompt: a literal prefix instead of the template, which is not pooled either.
+            max_tokens: most tokens of one text, BOS, prefix and EOS included.
+
+        Raises:
+            TextError: a text is no string or holds half of a surrogate pair, or the prefix
+                leaves no room for any of it.
+            InputError: the prefix itself or `max_tokens` cannot be used.
+        """
+        limit = self._limit(max_tokens)
+        prefix = prompt if prompt is not None else self._prefix(instruction)
+        num_masked = self._count(prefix)
+        tokens = []
+        for index, ids in enumerate(self._encode(prefix, texts)):
+            whole = [self.spec.bos_id, *ids, self.spec.eos_id]
+            kept = self._truncate(whole, limit)
+            if len(kept) < len(whole):
+                self._check_room(kept, num_masked, index)
+            tokens.append(Tokens(np.array(kept, np.int64), num_masked))
+        return tokens
+
+    def _prefix(self, instruction: str) -> str:
+        if not instruction:
+            return ""
+        return self.spec.instruction_template.format(instruction=instruction)
+
+    def _limit(self, max_tokens: int | None) -> int:
+        limit = self.spec.max_tokens if max_tokens is None else max_tokens
+        if limit < _MIN_TOKENS:
+            raise InputError(
+                f"max_tokens is {limit}, expected at least {_MIN_TOKENS}: BOS, one token and EOS",
+                "allow more tokens",
+            )
+        return limit
+
+    def _count(self, prefix: str) -> int:
+        """Return k, how many leading tokens are not pooled.
+
+        k is the number of the prefix's own tokens, without BOS. The template ends in a space,
+        which joins the text's first word: k tokens from BOS on are the instruction, exactly.
+        """
+        return len(self._encode(prefix, [""])[0]) if prefix else 0
+
+    def _encode(self, prefix: str, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            joined = [prefix + text for text in texts]
+            encodings = self._tokenizer.encode_batch_fast(joined, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            _find_fault(prefix, texts)
+            raise
+        return [encoding.ids for encoding in encodings]
+
+    def _truncate(self, ids: list[int], limit: int) -> list[int]:
+        if len(ids) <= limit:
+            return ids
+        if self.spec.truncation is Truncation.REFERENCE:
+            return ids[:limit]
+        return [*ids[: limit - 1], self.spec.eos_id]
+
+    def _check_room(self, kept: list[int], num_masked: int, index: int) -> None:
+        keeps_eos = self.spec.truncation is Truncation.KEEP_EOS
+        if len(kept) - keeps_eos <= num_masked:
+            raise TextError(
+                index,
+                f"cannot be embedded: {len(kept)} tokens are allowed and the prefix has "
+                f"{num_masked}, so that nothing of the text is left",
+                "raise max_length, or shorten the instruction or prompt",
+            )
+
+
+def _find_fault(prefix: str, texts: Sequence[str]) -> None:
+    """Say which string cannot be encoded as UTF-8, and why.
+
+    Raises:
+        InputError: the prefix is at fault.
+        TextError: a text is.
+    """
+    problem = _fault(prefix)
+    if problem:
+        raise InputError(f"the instruction or prompt {problem}", _CLEAN)
+    for index, text in enumerate(texts):
+        problem = _fault(text)
+        if problem:
+            raise TextError(index, problem, _CLEAN)
+
+
+def _fault(text: object) -> str | None:
+    if not isinstance(text, str):
+        return f"is a {type(text).__name__}, expected a string"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        return f"has half of a surrogate pair, {half!a}, at character {error.start}"
+    return None

@@ -102,7 +102,7 @@ def _write_text_files(export: Export, stage: Path) -> None:
     """Write tokenizer and Hugging Face configs, under the names other tools look for."""
     spec = export.checkpoint.spec
     write_tokenizer(export.checkpoint, stage / LAYOUT.tokenizer)
-    Tokenizer.load(stage / LAYOUT.tokenizer, spec.text)
+    Tokenizer.load(stage / LAYOUT.tokenizer, spec.text, spec.backbone.vocab_size)
     _write_json(stage / LAYOUT.config, _config(spec))
     _write_json(
         stage / "tokenizer_config.json",
@@ -121,7 +121,11 @@ def _write_graph(block: Block, file: WeightFile, path: Path) -> None:
 
 
 def _check(export: Export, file: WeightFile, stage: Path, on_block: Any) -> CheckReport:  # noqa: ANN401
-    tokenizer = Tokenizer.load(stage / LAYOUT.tokenizer, export.checkpoint.spec.text)
+    tokenizer = Tokenizer.load(
+        stage / LAYOUT.tokenizer,
+        export.checkpoint.spec.text,
+        export.checkpoint.spec.backbone.vocab_size,
+    )
     return check_graph(export.weights, Subject(export.options, file.data, tokenizer), on_block)
 
 
@@ -189,4 +193,3 @@ def _config(spec: ModelSpec) -> dict[str, Any]:
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-

@@ -70,7 +70,7 @@ def load_encoder(
         _check_parity(artifact)
     opened: Runtime = _import(RUNTIMES[_choose(runtime)])(artifact, options)
     spec = artifact.manifest.spec
-    tokenizer = Tokenizer.load(artifact.tokenizer, spec.text)
+    tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
 
 
@@ -92,7 +92,7 @@ def _open_checkpoint(
         )
     _check_package("torch")
     opened, spec, tokenizer_path = _import(_CHECKPOINT_OPENER)(path, options)
-    tokenizer = Tokenizer.load(tokenizer_path, spec.text)
+    tokenizer = Tokenizer.load(tokenizer_path, spec.text, spec.backbone.vocab_size)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
 
 

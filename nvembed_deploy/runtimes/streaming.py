@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.errors import ArtifactError, TextError
 from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
 from nvembed_deploy.runtimes.protocol import Runtime
 from nvembed_deploy.text import Tokens, collate
@@ -90,7 +90,11 @@ class Stream:
         window = texts[start : start + self.window_texts]
         row_of: dict[str, int] = {}
         distinct = [row_of.setdefault(text, len(row_of)) for text in window]
-        return _Window(start, self.tokenize(list(row_of)), np.asarray(distinct, dtype=np.int64))
+        try:
+            tokens = self.tokenize(list(row_of))
+        except TextError as error:
+            raise error.at(start + distinct.index(error.index)) from None
+        return _Window(start, tokens, np.asarray(distinct, dtype=np.int64))
 
     def _embed_window(self, window: _Window, advance: Callable[[int], None]) -> NDArray[np.float32]:
         rows_ND = np.empty((len(window.tokens), self.width), dtype=np.float32)

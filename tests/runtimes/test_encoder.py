@@ -247,3 +247,10 @@ def test_a_closed_encoder_says_so(toy_artifact: Path) -> None:
         encoder.encode("w1")
     with pytest.raises(InputError, match="is closed"):
         encoder.encode("w1")
+
+
+@pytest.mark.parametrize("num_before", [2, 3000])
+def test_a_broken_text_is_named_by_its_place_among_all(encoder: Encoder, num_before: int) -> None:
+    texts = ["same"] * num_before + ["half a pair \ud83d"]
+    with pytest.raises(InputError, match=rf"inputs\[{num_before}\] has half of a surrogate pair"):
+        encoder.encode(texts)
