@@ -13,6 +13,16 @@ from tests import factories
 if TYPE_CHECKING:
     from nvembed_deploy.model.weights import Weights
 
+TIERS = ("e2e", "real", "gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the tier folder it lives in, so that no file can forget its marker."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in TIERS:
+            item.add_marker(folder)
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
