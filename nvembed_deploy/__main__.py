@@ -11,7 +11,7 @@ from nvembed_deploy.commands import assemble, encode, inspect
 from nvembed_deploy.export import __main__ as export
 
 _EPILOG = """examples:
-  nvembed-deploy assemble ./Mistral-7B-v0.1 ./checkpoint --adapter ./lora --pooler pooler.safetensors
+  nvembed-deploy assemble ./Mistral-7B-v0.1 ./checkpoint --adapter ./lora --pooler p.safetensors
   nvembed-deploy export ./NV-Embed-v2 ./artifact --precision fp16
   nvembed-deploy inspect ./artifact
   nvembed-deploy encode ./artifact --text "hello" --out hello.npy

@@ -14,6 +14,8 @@ from nvembed_deploy.errors import NVEmbedError
 
 Command = Callable[[argparse.Namespace], None]
 
+_UNIT = 1024
+
 
 def run(command: Command, args: argparse.Namespace) -> int:
     """Run a command and turn its errors into two lines on standard error and an exit code."""
@@ -47,9 +49,9 @@ def add_traceback(parser: argparse.ArgumentParser) -> None:
 def human_bytes(count: float) -> str:
     """Return a size as people write it: 812 B, 14.6 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
+        if count < _UNIT or unit == "GiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
+        count /= _UNIT
     raise AssertionError("unreachable")
 
 

@@ -6,11 +6,11 @@ It does no I/O and imports nothing but the standard library, so that every layer
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Number format of an exported graph: its weights and its arithmetic."""
 
     FP32 = "fp32"
@@ -18,22 +18,22 @@ class Precision(str, Enum):
     BF16 = "bf16"
 
 
-class PoolerForm(str, Enum):
+class PoolerForm(StrEnum):
     """How the latent pooler is written into a graph: as trained, or with its constants folded."""
 
     FAITHFUL = "faithful"
     FOLDED = "folded"
 
 
-class Pooling(str, Enum):
+class Pooling(StrEnum):
     """How token states become one vector."""
 
     LATENT = "latent"
     MEAN = "mean"
 
 
-class Truncation(str, Enum):
-    """What an over-long text loses: its last words (EOS stays), or its end, as NV-Embed's own code."""
+class Truncation(StrEnum):
+    """What an over-long text loses: its last words (EOS stays), or its end as NV-Embed's code."""
 
     KEEP_EOS = "keep_eos"
     REFERENCE = "reference"
@@ -61,8 +61,9 @@ class BackboneSpec:
 
 @dataclass(frozen=True)
 class PoolerSpec:
-    """Sizes of the latent-attention pooler. Defaults are NV-Embed's (arXiv 2405.17428, section 3.1).
+    """Sizes of the latent-attention pooler.
 
+    Defaults are NV-Embed's (arXiv 2405.17428, section 3.1).
     `head_width` is the width of each cross-attention head (4096, not hidden/heads), `feed_width`
     the width of the GEGLU's gated half (16384; its first linear makes twice as many).
     """
@@ -113,7 +114,8 @@ class ModelSpec:
             key: _from_dict(parts[key], value) if key in parts else value
             for key, value in data.items()
         }
-        return _from_dict(cls, values)
+        spec: ModelSpec = _from_dict(cls, values)
+        return spec
 
 
 _ENUMS: dict[str, type[Enum]] = {"pooling": Pooling, "truncation": Truncation}

@@ -1,4 +1,4 @@
-"""This file owns the tiny models tests run on: deterministic weights, written as real checkpoints."""
+"""This file owns the tests' tiny models: deterministic weights, written as real checkpoints."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def write_pooler(path: Path, spec: ModelSpec = TINY) -> Path:
 
 
 def write_tokenizer(path: Path) -> Path:
-    """Write a byte-level tokenizer with <unk> 0, <s> 1, </s> 2 and a few merges: 320 ids at most."""
+    """Write a byte-level tokenizer: <unk> 0, <s> 1, </s> 2, a few merges; 320 ids at most."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "t"), ("Ġ", "a"), ("e", "r"), ("o", "n")]
     pieces = [*alphabet, *("".join(pair) for pair in merges)]

@@ -80,7 +80,7 @@ def _blocks(artifact: Artifact) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _block_facts(entries: list[TensorEntry]) -> tuple[int, str, int]:
-    linears = sum(len(entry.shape) == 2 and entry.name.endswith("_t") for entry in entries)
+    linears = sum(entry.name.endswith(".weight_t") for entry in entries)
     kinds = Counter(entry.dtype.lower() for entry in entries)
     return linears, ", ".join(sorted(kinds)), sum(entry.nbytes for entry in entries)
 

@@ -181,6 +181,6 @@ def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
     return ir.Value(
         name=tensor.name,
         type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         const_value=tensor,
     )

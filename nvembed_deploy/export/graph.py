@@ -114,7 +114,7 @@ class _Author:
         return Block(self.b, inputs, output, self.dialect.opset)
 
     def linear(self, x: ir.Value, name: str, sizes: tuple[int, int], bias: bool = False) -> ir.Value:
-        """x [.., in] @ W [in, out] (+ b). The weight is stored transposed, hence `weight_t`."""
+        """Return x [.., in] @ W [in, out] (+ b); the weight is stored transposed: `weight_t`."""
         product = self.b.op("MatMul", x, self.b.weight(name + ".weight_t", sizes), name=name)
         if not bias:
             return product

@@ -63,9 +63,11 @@ class Adapter:
         self._deltas = deltas
 
     def __contains__(self, name: str) -> bool:
+        """Tell whether the adapter changes the tensor of this name."""
         return name in self._deltas
 
     def __len__(self) -> int:
+        """Return how many tensors the adapter changes."""
         return len(self._deltas)
 
     def merge(self, name: str, base: np.ndarray, rows: slice | None = None) -> np.ndarray:
@@ -136,7 +138,7 @@ def _parts(
     for key, entry in entries.items():
         match = _KEY.fullmatch(key)
         name = our_name(match["module"] + ".weight") if match else None
-        if match is None or name not in targets or len(targets[name]) != 2:
+        if match is None or name not in targets or len(targets[name]) != 2:  # noqa: PLR2004
             raise CheckpointError(
                 f"{path}: {key} is not a LoRA tensor of a linear of this backbone",
                 "use an adapter trained on this base, with LoRA on linears only",

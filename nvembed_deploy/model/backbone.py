@@ -7,6 +7,8 @@ missing or 2-D mask would be made causal). Shapes: B batch, S sequence, D hidden
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import MistralConfig, MistralModel
@@ -28,7 +30,8 @@ class Backbone(nn.Module):
         self.spec = spec
         self.decoder = MistralModel(_config(spec, attention))
         for layer in self.decoder.layers:
-            layer.self_attn.is_causal = False
+            attention_layer: Any = layer.self_attn  # torch types a submodule as Tensor | Module
+            attention_layer.is_causal = False
 
     def forward(self, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor) -> torch.Tensor:
         """Return hidden_BSD, the states after the final norm.

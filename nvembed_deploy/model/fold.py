@@ -69,4 +69,5 @@ def _layer_norm(weights: Weights) -> np.ndarray:
     variance = (centred**2).mean(axis=1, keepdims=True)
     normal = centred / np.sqrt(variance + weights.spec.pooler.layer_norm_eps)
     gain, bias = (weights.read_float32(f"pooler.latent_norm.{p}") for p in ("weight", "bias"))
-    return (normal * gain + bias).astype(np.float32)
+    context_LD: np.ndarray = (normal * gain + bias).astype(np.float32)
+    return context_LD

@@ -6,6 +6,8 @@ Shapes: B batch, S sequence, D hidden.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -103,7 +105,7 @@ def _reset_rotary(model: NVEmbed) -> None:
     Source: arXiv 2104.09864 section 3.4.2: theta_i = base^(-2i / head_width).
     """
     spec = model.spec.backbone
-    rotary = model.backbone.decoder.rotary_emb
+    rotary: Any = model.backbone.decoder.rotary_emb  # torch types its buffers as Buffer only
     device = rotary.inv_freq.device
     exponent = torch.arange(0, spec.head_width, 2, dtype=torch.int64, device=device).float()
     rotary.inv_freq = 1.0 / (spec.rope_theta ** (exponent / spec.head_width))

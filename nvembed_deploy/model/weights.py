@@ -16,6 +16,8 @@ from nvembed_deploy.model.names import BACKBONE, POOLER, expected_shapes, our_na
 from nvembed_deploy.spec import ModelSpec
 from nvembed_deploy.tensorfile import find_nonfinite
 
+_SHOWN = 10  # problems named in one message
+
 _IGNORED_TAILS = ("rotary_emb.inv_freq", "lm_head.weight")
 """Base decoders carry these; an embedder uses neither (rotary angles are computed)."""
 
@@ -121,8 +123,8 @@ def _check(
                 f"expected {list(shapes[name])}"
             )
     if problems:
-        shown = "\n  ".join(problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        shown = "\n  ".join(problems[:_SHOWN])
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
             f"{checkpoint.path}: {len(problems)} tensors do not fit the config:\n  {shown}{more}",
             "use the config.json that came with these weights, and copy every file of the model",

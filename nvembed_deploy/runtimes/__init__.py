@@ -29,7 +29,7 @@ _CHECKPOINT_FILES = ("checkpoint.json", "config.json")
 _PACKAGES = {"onnx": "onnxruntime", "torch": "torch"}
 
 
-def load_encoder(
+def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
     path: str | Path,
     runtime: str = "auto",
     *,

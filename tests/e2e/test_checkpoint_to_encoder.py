@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to embeddings, through every stage, against the second implementation."""
+"""From a checkpoint to embeddings, through every stage, against the second implementation."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tests import factories
 TARGETS = backbone_shapes(factories.TINY.backbone)
 
 
-def write_adapter(base: Path, folder: Path, **options: Any) -> dict[str, np.ndarray]:  # noqa: ANN401
+def write_adapter(base: Path, folder: Path, **options: Any) -> dict[str, np.ndarray]:
     """Train nothing, but give a peft adapter random weights; save it; return peft's own merge."""
     torch.manual_seed(0)
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options})
@@ -93,7 +93,7 @@ def test_what_cannot_be_merged_is_refused_by_name(
         open_adapter(tmp_path, TARGETS)
 
 
-def corrupt(folder: Path, change: Any) -> None:  # noqa: ANN401
+def corrupt(folder: Path, change: Any) -> None:
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -114,7 +114,7 @@ KEY = "base_model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     ids=["missing-B", "wrong-rank", "unknown-module", "nan"],
 )
 def test_a_damaged_adapter_is_refused_by_key(
-    tmp_path: Path, tiny_base: Path, change: Any, message: str  # noqa: ANN401
+    tmp_path: Path, tiny_base: Path, change: Any, message: str
 ) -> None:
     write_adapter(tiny_base, tmp_path)
     corrupt(tmp_path, change)

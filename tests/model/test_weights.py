@@ -34,7 +34,7 @@ def test_rows_are_the_rows_of_the_whole(tiny_weights: Weights) -> None:
     assert np.array_equal(np.concatenate(blocks), tiny_weights.read(name))
 
 
-def damaged(source: Path, folder: Path, change: Any) -> Path:  # noqa: ANN401
+def damaged(source: Path, folder: Path, change: Any) -> Path:
     """Copy an assembled checkpoint with its base inside, and change the base's tensors."""
     from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 
@@ -64,7 +64,7 @@ KEY = "model.layers.1.mlp.up_proj.weight"
     ids=["missing", "extra-layer", "extra", "wrong-shape"],
 )
 def test_what_does_not_fit_is_named_with_file_and_shape(
-    tmp_path: Path, tiny_base: Path, change: Any, message: str  # noqa: ANN401
+    tmp_path: Path, tiny_base: Path, change: Any, message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         damaged(tiny_base, tmp_path, change)

@@ -1,4 +1,4 @@
-"""This file owns the real 135M model as a fixture: fetched and exported once, by the demo's code."""
+"""This file owns the real 135M model as a fixture: fetched, exported once by the demo's code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def oracle_ND(checkpoint: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A function from (precision, pooler form) to an artifact of the real model, made once."""
     made: dict[tuple[Precision, PoolerForm], Path] = {}
 
