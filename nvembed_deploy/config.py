@@ -25,9 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} does not exist", "copy the complete model folder"
-        ) from None
+        raise CheckpointError(f"{path} does not exist", "copy the complete model folder") from None
     except (ValueError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON: {error}", "download the file again"

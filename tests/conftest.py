@@ -42,7 +42,9 @@ def tiny_pooler(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_assembled(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_pooler: Path) -> Path:
+def tiny_assembled(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_pooler: Path
+) -> Path:
     """Base and pooler as an assembled checkpoint (float32, no adapter)."""
     from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 

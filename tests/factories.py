@@ -142,7 +142,9 @@ def write_tokenizer(path: Path) -> Path:
     pieces = [*alphabet, *("".join(pair) for pair in merges)]
     vocab = {piece: index + 3 for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
-        models.BPE(vocab={"<unk>": 0, "<s>": 1, "</s>": 2, **vocab}, merges=merges, unk_token="<unk>")
+        models.BPE(
+            vocab={"<unk>": 0, "<s>": 1, "</s>": 2, **vocab}, merges=merges, unk_token="<unk>"
+        )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

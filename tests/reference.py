@@ -56,7 +56,9 @@ def decoder_states(
     )
     config._attn_implementation = "eager"
     model = MistralModel(config).double().eval()
-    named = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
+    named = {
+        n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")
+    }
     model.load_state_dict(named, strict=True)
     length = input_ids.shape[1]
     keep = attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)

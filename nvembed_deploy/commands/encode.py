@@ -90,7 +90,9 @@ def _open_input(path: Path | None) -> Iterator[IO[str]]:
         with path.open(encoding="utf-8") as file:
             yield file
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}", f"convert it: iconv -t utf-8 {path}") from error
+        raise InputError(
+            f"{path} is not UTF-8: {error}", f"convert it: iconv -t utf-8 {path}"
+        ) from error
 
 
 def _field(line: str, number: int, args: argparse.Namespace) -> str:
@@ -102,8 +104,10 @@ def _field(line: str, number: int, args: argparse.Namespace) -> str:
         raise InputError(f"{where} is not JSON: {error}", "correct that line") from error
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
-            f"{where} has no key {args.field!r}", f"its keys: {sorted(record)[:10]}"
-            if isinstance(record, dict) else "each line must be a JSON object"
+            f"{where} has no key {args.field!r}",
+            f"its keys: {sorted(record)[:10]}"
+            if isinstance(record, dict)
+            else "each line must be a JSON object",
         ) from error
     if not isinstance(text, str):
         raise InputError(f"{where}: {args.field!r} is {text!r}, expected a string", "correct it")

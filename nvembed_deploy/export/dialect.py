@@ -141,12 +141,8 @@ class DecomposedDialect:
         """Rotate the two halves of each head (rotate-half order, as Hugging Face stores heads)."""
         b, half = self._b, self._spec.head_width // 2
         first, second = b.ops("Split", [x_BHSK, b.constant([half, half])], 2, axis=-1)
-        low = b.op(
-            "Sub", b.op("Mul", first, angles.cos_SK), b.op("Mul", second, angles.sin_SK)
-        )
-        high = b.op(
-            "Add", b.op("Mul", second, angles.cos_SK), b.op("Mul", first, angles.sin_SK)
-        )
+        low = b.op("Sub", b.op("Mul", first, angles.cos_SK), b.op("Mul", second, angles.sin_SK))
+        high = b.op("Add", b.op("Mul", second, angles.cos_SK), b.op("Mul", first, angles.sin_SK))
         return b.op("Concat", low, high, axis=-1)
 
 

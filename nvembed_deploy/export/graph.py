@@ -113,7 +113,9 @@ class _Author:
         output.shape = ir.Shape([*axes, self.spec.backbone.hidden_size])
         return Block(self.b, inputs, output, self.dialect.opset)
 
-    def linear(self, x: ir.Value, name: str, sizes: tuple[int, int], bias: bool = False) -> ir.Value:
+    def linear(
+        self, x: ir.Value, name: str, sizes: tuple[int, int], bias: bool = False
+    ) -> ir.Value:
         """Return x [.., in] @ W [in, out] (+ b); the weight is stored transposed: `weight_t`."""
         product = self.b.op("MatMul", x, self.b.weight(name + ".weight_t", sizes), name=name)
         if not bias:
@@ -147,7 +149,9 @@ class _Author:
             length = b.op("Gather", shape, b.table("one", np.array(1, np.int64)), axis=0)
             zero, one = (b.table(n, np.array(v, np.int64)) for n, v in (("zero", 0), ("one", 1)))
             positions = b.op("Range", zero, length, one)
-            column = b.op("Unsqueeze", b.op("Cast", positions, to=ir.DataType.FLOAT), b.constant([1]))
+            column = b.op(
+                "Unsqueeze", b.op("Cast", positions, to=ir.DataType.FLOAT), b.constant([1])
+            )
             frequencies = (1.0 / np.float32(backbone.rope_theta) ** exponent).astype(np.float32)
             angles = b.op("Mul", column, b.table("rotary_frequencies", frequencies[None]))
             cos, sin = (self._narrow(b.op(kind, angles)) for kind in ("Cos", "Sin"))
@@ -173,7 +177,9 @@ class _Author:
             gate = self.linear(normal, prefix + "mlp.gate_proj", (hidden, wide))
             up = self.linear(normal, prefix + "mlp.up_proj", (hidden, wide))
             gated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
-            return b.op("Add", hidden_BSD, self.linear(gated, prefix + "mlp.down_proj", (wide, hidden)))
+            return b.op(
+                "Add", hidden_BSD, self.linear(gated, prefix + "mlp.down_proj", (wide, hidden))
+            )
 
     def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
         gain = self.b.weight(name, (self.spec.backbone.hidden_size,))

@@ -113,8 +113,7 @@ def open_adapter(folder: Path, targets: dict[str, tuple[int, ...]]) -> Adapter:
         )
     parts = _parts(open_tensors(weights), targets, weights)
     deltas = {
-        name: _delta(name, found, targets[name], (config, weights))
-        for name, found in parts.items()
+        name: _delta(name, found, targets[name], (config, weights)) for name, found in parts.items()
     }
     if not deltas:
         raise CheckpointError(f"{weights} holds no LoRA tensors", "save the trained adapter again")
@@ -165,7 +164,9 @@ def _delta(
     rank = int(_pattern(config, "rank_pattern", tail) or config["r"])
     alpha = float(_pattern(config, "alpha_pattern", tail) or config["lora_alpha"])
     want = {"lora_A": (rank, shape[1]), "lora_B": (shape[0], rank)}
-    arrays = {part: _read(entry, want.get(part, (shape[0],)), path) for part, entry in parts.items()}
+    arrays = {
+        part: _read(entry, want.get(part, (shape[0],)), path) for part, entry in parts.items()
+    }
     return _Delta(
         down=arrays["lora_A"],
         up=arrays["lora_B"],

@@ -47,7 +47,8 @@ class LatentPooler(nn.Module):
         key_HLK, value_HLK = (t.view(heads).transpose(0, 1) for t in (key, value))
         query_BHSK = self.query(normal_BSD).unflatten(-1, heads[1:]).transpose(1, 2)
         mixed_BHSK = functional.scaled_dot_product_attention(
-            query_BHSK, key_HLK.expand(len(query_BHSK), -1, -1, -1),
+            query_BHSK,
+            key_HLK.expand(len(query_BHSK), -1, -1, -1),
             value_HLK.expand(len(query_BHSK), -1, -1, -1),
         )
         mixed: torch.Tensor = self.output(mixed_BHSK.transpose(1, 2).flatten(2))

@@ -90,9 +90,7 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
     return Weights(checkpoint.spec, tensors, adapter)
 
 
-def _named(
-    tensors: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoint
-) -> dict[str, Tensor]:
+def _named(tensors: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
     shared = checkpoint.backbone is checkpoint.pooler
     named: dict[str, Tensor] = {}
     for key, tensor in tensors.items():

@@ -102,9 +102,7 @@ def _fill(model: NVEmbed, entries: dict[str, TensorEntry], path: Path) -> None:
     keys = {module_key(name.removesuffix("_t")): name for name in entries}
     for key, parameter in model.state_dict().items():
         if key not in keys:
-            raise ArtifactError(
-                f"{path} has no tensor for {key}", "export the checkpoint again"
-            )
+            raise ArtifactError(f"{path} has no tensor for {key}", "export the checkpoint again")
         name = keys[key]
         array = entries[name].read().astype(np.float32)
         parameter.copy_(torch.from_numpy(array.T if name.endswith("_t") else array))

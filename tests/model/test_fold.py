@@ -10,7 +10,10 @@ from tests import factories
 
 
 def test_folded_matrices_are_the_product_of_the_trained_ones(tiny_weights: Weights) -> None:
-    spec, w = factories.TINY.pooler, {n: a.astype(np.float64) for n, a in factories.weights().items()}
+    spec, w = (
+        factories.TINY.pooler,
+        {n: a.astype(np.float64) for n, a in factories.weights().items()},
+    )
     latents = w["pooler.latents"]
     normal = (latents - latents.mean(1, keepdims=True)) / np.sqrt(
         latents.var(1, keepdims=True) + 1e-5
