@@ -207,7 +207,7 @@ def _entries(header: GGUFHeader, backbone: BackboneSpec) -> dict[str, GGUFTensor
     if unknown:
         raise CheckpointError(
             f"{header.path}: tensors {', '.join(unknown[:5])} ({len(unknown)} in all) have no "
-            "place in a plain decoder: biases, experts and scaled rotary embeddings are not supported",
+            "place in a plain decoder: biases, experts and rotary scaling are not supported",
             _ANOTHER_MODEL,
         )
     entries = (_tensor(header.path, tensor, backbone) for tensor in stored.values())

@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 from nvembed_deploy.errors import CheckpointError, MissingPackageError
 
 T = TypeVar("T")
+_MAGIC = b"GGUF"
+_LFS = b"version https://git-lfs"
+_AGAIN = "copy or download it again, and compare its size and sha256 with the source's"
 _CONVERT_AGAIN = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
 
 
@@ -44,11 +47,28 @@ class GGUFHeader:
             CheckpointError: it is missing without a default, or of another kind.
         """
         value = self.metadata.get(key, default)
+        if value is None:
+            raise CheckpointError(f"{self.path}: the key {key} is missing", _CONVERT_AGAIN)
         if type(value) is not kind:
             raise CheckpointError(
                 f"{self.path}: {key} is {value!r:.80}, expected {kind.__name__}", _CONVERT_AGAIN
             )
         return value
+
+    def get_all(self, key: str, kind: type[T]) -> list[T]:
+        """Return a list of the metadata, whose items are all of one kind.
+
+        Raises:
+            CheckpointError: it is missing, no list, or an item is of another kind.
+        """
+        values: list[T] = self.get(key, list)
+        wrong = [value for value in values if type(value) is not kind]
+        if wrong:
+            raise CheckpointError(
+                f"{self.path}: {key} holds {wrong[0]!r:.80}, expected only {kind.__name__}",
+                _CONVERT_AGAIN,
+            )
+        return values
 
 
 def import_gguf() -> ModuleType:
@@ -77,11 +97,26 @@ def read_header(path: Path) -> GGUFHeader:
     path = Path(path)
     try:
         stat = path.stat()
+        with path.open("rb") as file:
+            head = file.read(len(_LFS))
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
         ) from error
+    _check_head(path, head)
     return _read(path, (stat.st_size, stat.st_mtime_ns))
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    """Refuse what is no GGUF file by its first bytes."""
+    if head == _LFS:
+        raise CheckpointError(
+            f"{path} is a git-LFS pointer, not the file itself", "fetch it: git lfs pull"
+        )
+    if not head.startswith(_MAGIC):
+        raise CheckpointError(
+            f"{path} is no GGUF file: it starts with {head[:4]!r}, expected {_MAGIC!r}", _AGAIN
+        )
 
 
 @lru_cache(maxsize=4)
@@ -90,6 +125,7 @@ def _read(path: Path, _stamp: tuple[int, int]) -> GGUFHeader:
     gguf = import_gguf()
     try:
         reader = gguf.GGUFReader(path)
+        _check_last_value(list(reader.fields.values())[-1])
         metadata = {key: field.contents() for key, field in reader.fields.items()}
         tensors = tuple(
             StoredTensor(
@@ -104,12 +140,24 @@ def _read(path: Path, _stamp: tuple[int, int]) -> GGUFHeader:
     # The reader checks little: a wrong byte surfaces as whatever numpy makes of it.
     except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a complete GGUF file: {error}",
-            "copy or download it again, and compare its size and sha256 with the source's",
+            f"{path} is not a complete GGUF file, or newer than the gguf package: {error}",
+            f"{_AGAIN}; if they agree, pip install --upgrade gguf",
         ) from error
-    if reader.byte_order != "I" or metadata.get("split.count", 1) not in (0, 1):
+    if reader.byte_order != "I":
+        raise CheckpointError(f"{path} is big-endian, expected little-endian", _CONVERT_AGAIN)
+    if metadata.get("split.count", 1) not in (0, 1):
         raise CheckpointError(
-            f"{path} is big-endian or one of several parts, expected one little-endian file",
+            f"{path} is one of {metadata['split.count']} parts, expected one file",
             "merge the parts: llama-gguf-split --merge FIRST_PART OUT.gguf",
         )
     return GGUFHeader(path, metadata, tensors)
+
+
+def _check_last_value(field: Any) -> None:  # noqa: ANN401 - gguf is not typed
+    """Refuse a value cut by the end of the file, which the reader returns as it is.
+
+    Only the last one can be: after any other the reader finds its next value missing.
+    """
+    is_string = field.types[-1:] == [import_gguf().GGUFValueType.STRING]
+    if field.parts[-1].size != (field.parts[-2][0] if is_string else 1):
+        raise ValueError(f"{field.name} is cut")

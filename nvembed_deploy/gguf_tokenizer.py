@@ -5,7 +5,7 @@ No BOS or EOS is added: `text.py` does that, by id.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def _refuse(header: GGUFHeader, problem: str) -> CheckpointError:
 
 
 def _vocabulary(header: GGUFHeader) -> _Vocabulary:
-    tokens = header.get("tokenizer.ggml.tokens", list)
+    tokens = header.get_all("tokenizer.ggml.tokens", str)
     types = header.get("tokenizer.ggml.token_type", list, [_NORMAL] * len(tokens))
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise _refuse(
@@ -91,7 +91,10 @@ def _vocabulary(header: GGUFHeader) -> _Vocabulary:
 
 
 def _bpe(
-    header: GGUFHeader, vocabulary: _Vocabulary, merges: list[tuple[str, ...]], **options: Any
+    header: GGUFHeader,
+    vocabulary: _Vocabulary,
+    merges: list[tuple[str, str]],
+    options: Mapping[str, Any],
 ) -> Tokenizer:
     try:
         return Tokenizer(models.BPE(vocabulary.ids, merges, **options))
@@ -110,9 +113,10 @@ def _byte_level(header: GGUFHeader, vocabulary: _Vocabulary) -> Tokenizer:
     }
     if pre not in splits:
         raise _refuse(header, f"tokenizer.ggml.pre is {pre!r}, expected {sorted(splits)}")
-    merges = [tuple(m.split(" ")) for m in header.get("tokenizer.ggml.merges", list)]
+    spelled = [m.partition(" ") for m in header.get_all("tokenizer.ggml.merges", str)]
+    merges = [(left, right) for left, _, right in spelled]
     # Llama 3 takes a word that is a token whole, whatever its merges say.
-    tokenizer = _bpe(header, vocabulary, merges, ignore_merges=pre == _LLAMA3)
+    tokenizer = _bpe(header, vocabulary, merges, {"ignore_merges": pre == _LLAMA3})
     tokenizer.pre_tokenizer = splits[pre]()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -136,9 +140,12 @@ def _llama3_split() -> pre_tokenizers.PreTokenizer:
 def _sentencepiece(header: GGUFHeader, vocabulary: _Vocabulary) -> Tokenizer:
     """Build a sentencepiece BPE tokenizer: spaces become a letter, unknown letters bytes."""
     unknown = vocabulary.of_type(_UNKNOWN)
-    options = {"unk_token": unknown[0] if unknown else None, "fuse_unk": True}
-    merges = _merges(header, vocabulary)
-    tokenizer = _bpe(header, vocabulary, merges, byte_fallback=True, **options)
+    options = {
+        "unk_token": unknown[0] if unknown else None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+    }
+    tokenizer = _bpe(header, vocabulary, _merges(header, vocabulary), options)
     spell: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
     unspell: list[decoders.Decoder] = [
         decoders.Replace(_SPACE, " "),
@@ -153,12 +160,12 @@ def _sentencepiece(header: GGUFHeader, vocabulary: _Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _merges(header: GGUFHeader, vocabulary: _Vocabulary) -> list[tuple[str, ...]]:
+def _merges(header: GGUFHeader, vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     """Rebuild the merges: each way to cut a token into two tokens, best score first.
 
     Source: generate_merges in transformers' tokenization_utils_base.py.
     """
-    scores = header.get("tokenizer.ggml.scores", list)
+    scores = header.get_all("tokenizer.ggml.scores", float)
     if len(scores) != len(vocabulary.tokens):
         raise _refuse(
             header, f"got {len(scores)} scores, expected {len(vocabulary.tokens)}, one a token"
@@ -166,7 +173,7 @@ def _merges(header: GGUFHeader, vocabulary: _Vocabulary) -> list[tuple[str, ...]
     score = dict(zip(vocabulary.tokens, scores, strict=True))
     all_ids = vocabulary.ids
     ids = {token: all_ids[token] for token in vocabulary.of_type(_NORMAL)}
-    merges: list[tuple[str, ...]] = []
+    merges: list[tuple[str, str]] = []
     for token in ids:
         cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
         known = [(a, b) for a, b in cuts if a in ids and b in ids]

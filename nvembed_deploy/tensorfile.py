@@ -215,7 +215,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(path: Path, name: str, item: Any, start: int) -> TensorEntry:  # noqa: ANN401 - JSON
     item = item if isinstance(item, dict) else {}
     dtype, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
-    if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
+    if not (_counts(shape) and _counts(offsets, length=2)):
         raise _damaged(path, f"{name!r}: got {item}, expected dtype, shape and data_offsets")
     if dtype not in DTYPES:
         raise CheckpointError(
@@ -231,8 +231,10 @@ def _entry(path: Path, name: str, item: Any, start: int) -> TensorEntry:  # noqa
     return TensorEntry(name, path, dtype, tuple(shape), start + offsets[0], nbytes)
 
 
-def _counts(value: Any) -> bool:  # noqa: ANN401 - JSON
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+def _counts(value: Any, *, length: int | None = None) -> bool:  # noqa: ANN401 - JSON
+    if not isinstance(value, list) or length not in (None, len(value)):
+        return False
+    return all(type(n) is int and n >= 0 for n in value)
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
