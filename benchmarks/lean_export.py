@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+import nvembed_deploy
 from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.export.memory import peak_bytes
 from nvembed_deploy.export.progress import Advance
@@ -59,36 +60,37 @@ def main() -> int:
 
 def _measure(workdir: Path, layers: int) -> dict[str, object]:
     base = ModelSpec()
-    spec = dataclasses.replace(
-        base, backbone=dataclasses.replace(base.backbone, num_layers=layers)
-    )
+    spec = dataclasses.replace(base, backbone=dataclasses.replace(base.backbone, num_layers=layers))
     checkpoint, out = workdir / "checkpoint", workdir / "artifact"
     checkpoint_bytes = write_random_checkpoint(checkpoint, spec)
     command = [sys.executable, __file__, "--export", str(checkpoint), str(out)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    started = time.monotonic()
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    run_seconds = time.monotonic() - started
     steps = json.loads(run.stdout.splitlines()[-1])
     written = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     copy_seconds = _copy_seconds(out / LAYOUT.weights, workdir / "copy")
     export_seconds = steps["weights"]["seconds"] + steps["graph"]["seconds"]
-    export_bytes = max(steps["weights"]["peak_bytes"], steps["graph"]["peak_bytes"])
-    growth = export_bytes - steps["imports"]["peak_bytes"]
+    growth = {
+        name: step["peak_bytes"] - steps["imports"]["peak_bytes"] for name, step in steps.items()
+    }
+    peak = max(growth.values())
     return {
         "date": time.strftime("%Y-%m-%d"),
         "layers": layers,
         "checkpoint_bytes": checkpoint_bytes,
         "artifact_bytes": written,
-        "peak_above_imports_gib": round(growth / GIB, 3),
+        "peak_above_imports_gib": round(peak / GIB, 3),
+        "peak_of_writing_gib": round(growth["graph"] / GIB, 3),
         "export_seconds": round(export_seconds, 1),
         "copy_seconds": round(copy_seconds, 1),
         "export_over_copy": round(export_seconds / copy_seconds, 2),
+        "whole_export_seconds": round(run_seconds, 1),
         "self_check_seconds": round(steps["self-check"]["seconds"], 1),
-        "self_check_peak_gib": round(
-            (steps["self-check"]["peak_bytes"] - steps["imports"]["peak_bytes"]) / GIB, 3
-        ),
         "disk_over_weights": round(written / steps["weights"]["total"], 4),
         "bars": {
-            "peak <= 1.5 GiB above imports": growth <= MEMORY_BAR_BYTES,
+            "peak <= 1.5 GiB above imports": peak <= MEMORY_BAR_BYTES,
             "time <= 2 x copy and fsync": export_seconds <= TIME_BAR * copy_seconds,
             "disk <= weights + 5%": written <= DISK_BAR * steps["weights"]["total"],
         },
@@ -142,12 +144,16 @@ def _noise(noise: np.ndarray, name: str, shape: tuple[int, ...]) -> Iterator[np.
 
 
 def _write_tokenizer(path: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    """Learn one from this package's own text: about as many tokens as a real tokenizer gives."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{c: i + 3 for i, c in enumerate(alphabet)}}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))  # noqa: S106
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8000, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet
+    )
+    tokenizer.train([str(p) for p in Path(nvembed_deploy.__file__).parent.rglob("*.py")], trainer)
     tokenizer.save(str(path))
 
 
@@ -179,7 +185,11 @@ class _Recorder:
 
 
 def _export(checkpoint: Path, out: Path) -> dict[str, dict[str, float]]:
-    import nvembed_deploy.model.streaming  # noqa: F401 - the self-check's imports count as imports
+    # The self-check's imports count as imports.
+    import onnxruntime  # noqa: F401
+    import transformers.models.mistral.modeling_mistral  # noqa: F401
+
+    import nvembed_deploy.model.streaming  # noqa: F401
     from nvembed_deploy.export.pipeline import plan_export, run_export
     from nvembed_deploy.export.recipe import ExportRecipe
 

@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -182,7 +183,7 @@ class _FileThread:
             self._thread.join()
 
     def _run(self) -> None:
-        with self._file:
+        with self._file, ThreadPoolExecutor(1, thread_name_prefix="sha256") as self._hasher:
             while (piece := self._queue.get()) is not None:
                 # After an error the queue is still emptied: the caller must not block on it.
                 if self._error is None and not self._is_abandoned:
@@ -192,10 +193,11 @@ class _FileThread:
 
     def _write(self, piece: np.ndarray) -> None:
         try:
+            hashing = self._hasher.submit(self._sha256.update, piece.data)
             view = piece.data
             while view:
                 view = view[self._file.write(view) or 0 :]
-            self._sha256.update(piece.data)
+            hashing.result()
         except OSError as error:
             self._error = error
 

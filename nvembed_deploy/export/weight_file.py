@@ -73,9 +73,7 @@ def write_weights(
     return WeightFile(WeightData(path, dict(writer.offsets)), num_bytes, sha256)
 
 
-def _counted(
-    chunks: Iterable[np.ndarray], on_bytes: Callable[[int], None]
-) -> Iterator[np.ndarray]:
+def _counted(chunks: Iterable[np.ndarray], on_bytes: Callable[[int], None]) -> Iterator[np.ndarray]:
     for chunk in chunks:
         yield chunk
         on_bytes(chunk.nbytes)
