@@ -1,0 +1,28 @@
+"""Search the lines of a file: python examples/search.py ARTIFACT FILE "a question"."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from nvembed_deploy import load_encoder
+
+INSTRUCTION = "Given a question, retrieve passages that answer the question"
+
+
+def main(artifact: str, file: str, question: str) -> None:
+    """Embed the file's lines once, keep them beside it, print the five nearest."""
+    lines = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    kept = Path(file + ".npy")
+    with load_encoder(artifact) as encoder:
+        if not kept.exists() or kept.stat().st_mtime < Path(file).stat().st_mtime:
+            np.save(kept, encoder.encode(lines, show_progress_bar=True))
+        scores = np.load(kept) @ encoder.encode(question, instruction=INSTRUCTION)
+    for index in np.argsort(-scores)[:5]:
+        print(f"{scores[index]:.3f}  {lines[index]}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
