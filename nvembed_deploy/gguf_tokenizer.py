@@ -171,11 +171,7 @@ def _merges(header: GGUFHeader, vocabulary: _Vocabulary) -> list[tuple[str, str]
             header, f"got {len(scores)} scores, expected {len(vocabulary.tokens)}, one a token"
         )
     score = dict(zip(vocabulary.tokens, scores, strict=True))
-    all_ids = vocabulary.ids
-    ids = {token: all_ids[token] for token in vocabulary.of_type(_NORMAL)}
-    merges: list[tuple[str, str]] = []
-    for token in ids:
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [(a, b) for a, b in cuts if a in ids and b in ids]
-        merges += sorted(known, key=lambda cut: (ids[cut[0]], ids[cut[1]]))
+    normal = dict.fromkeys(vocabulary.of_type(_NORMAL))
+    cuts = ((token[:i], token[i:]) for token in normal for i in range(1, len(token)))
+    merges = [(a, b) for a, b in cuts if a in normal and b in normal]
     return sorted(merges, key=lambda m: (score[m[0] + m[1]], len(m[0]), len(m[1])), reverse=True)

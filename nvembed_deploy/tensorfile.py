@@ -199,9 +199,9 @@ def _check_head(path: Path, head: bytes, size: int) -> None:
         if head.startswith((b"PK\3\4", *_PICKLE_HEADS)):
             raise _pickle(path)
         raise _damaged(path, f"it is no safetensors file: got header {head[8:]!r}, expected JSON")
-    length = int.from_bytes(head[:8], "little")
-    if length > min(size - 8, _MAX_HEADER):
-        raise _damaged(path, f"its header should have {length} bytes, the file has {size}: cut")
+    length, limit = int.from_bytes(head[:8], "little"), min(size - 8, _MAX_HEADER)
+    if length > limit:
+        raise _damaged(path, f"its header should have {length} bytes, at most {limit} fit: cut")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -171,16 +171,16 @@ def test_no_bos_or_eos_is_added(byte_level: dict[str, Path]) -> None:
     assert tokenizer.encode("the").ids == ids(tokenizer, "the")
 
 
-def sentencepiece_processor(*, adds_space: bool) -> object:
+def sentencepiece_processor(*, adds_space: bool, spells_bytes: bool = True) -> object:
     """Train a sentencepiece BPE model with byte fallback, as Llama's and Mistral's are."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 3),
         model_writer=model,
-        vocab_size=420,
+        vocab_size=420 if spells_bytes else 160,
         model_type="bpe",
-        byte_fallback=True,
+        byte_fallback=spells_bytes,
         split_digits=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -238,6 +238,15 @@ def test_a_vocabulary_without_space_prefix_gets_none(tmp_path: Path) -> None:
     metadata = sentencepiece_metadata(processor, adds_space=False)
     tokenizer = tokenizer_from_gguf(write_gguf(tmp_path / "a.gguf", metadata))
     for text in TEXTS:
+        assert ids(tokenizer, text) == processor.encode(text), text
+
+
+def test_neighbouring_unknown_letters_are_one_unknown_token(tmp_path: Path) -> None:
+    processor = sentencepiece_processor(adds_space=True, spells_bytes=False)
+    metadata = sentencepiece_metadata(processor, adds_space=True)
+    tokenizer = tokenizer_from_gguf(write_gguf(tmp_path / "a.gguf", metadata))
+    assert ids(tokenizer, "the \u2603\u2603\u2603 dog").count(0) == 1
+    for text in ("the \u2603\u2603\u2603 dog", *TEXTS[:-1]):
         assert ids(tokenizer, text) == processor.encode(text), text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -99,6 +100,14 @@ FAULTS = {
     ),
     "no entry": (raw({"a": 1}), "'a': got {}, expected dtype"),
     "no offsets": (raw({"a": {"dtype": "U8", "shape": [1]}}), "'a'.*expected dtype"),
+    "one offset": (
+        raw({"a": {"dtype": "U8", "shape": [0], "data_offsets": [0]}}),
+        "'a'.*expected dtype",
+    ),
+    "three offsets": (
+        raw({"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0, 0]}}),
+        "'a'.*expected dtype",
+    ),
     "negative shape": (raw({"a": item(0, 4, [-4])}, b"1234"), "'a'.*expected dtype"),
     "unknown dtype": (raw({"a": item(0, 4, dtype="F4")}, b"1234"), "'a' has dtype 'F4'"),
     "size": (raw({"a": item(0, 4, [3])}, b"1234"), r"'a': got 4 bytes, expected 3 for U8 \[3\]"),
@@ -122,6 +131,14 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes, messa
         open_tensors(path)
     assert str(path) in caught.value.problem
     assert caught.value.fix
+
+
+def test_a_header_of_absurd_length_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((1 << 30).to_bytes(8, "little") + b"{")
+    os.truncate(path, 1 << 31)  # a sparse file: it takes no space
+    with pytest.raises(CheckpointError, match="should have 1073741824 bytes, at most 100000000"):
+        open_tensors(path)
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -169,6 +186,20 @@ def test_a_pickle_is_refused_by_its_suffix_and_never_opened(tmp_path: Path, suff
     with pytest.raises(CheckpointError, match="nothing is ever unpickled") as caught:
         open_tensors(tmp_path / f"pytorch_model.{suffix}")
     assert "safetensors" in caught.value.fix
+
+
+def test_a_pickle_under_another_name_runs_nothing(tmp_path: Path) -> None:
+    class Planted:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "planted"),)
+
+    for name, protocol in (("model.safetensors", 2), ("b.safetensors", 4), ("a.bin", 4)):
+        (tmp_path / name).write_bytes(pickle.dumps([Planted()] * 9, protocol))
+        with pytest.raises(CheckpointError, match="nothing is ever unpickled"):
+            open_tensors(tmp_path / name)
+    with pytest.raises(CheckpointError, match="nothing is ever unpickled"):
+        open_tensor_folder(tmp_path)
+    assert not (tmp_path / "planted").exists()
 
 
 def test_a_torch_archive_under_another_name_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -143,6 +145,27 @@ def test_a_disk_that_takes_no_more_is_reported_to_the_caller(
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from nvembed_deploy.tensorwriter import SafetensorsWriter
+
+shape = (1 << 20,)
+with SafetensorsWriter(Path(sys.argv[1]), [("a", "F32", shape), ("b", "F32", shape)]) as writer:
+    writer.write("a", [np.zeros(shape, np.float32)])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_writer_killed_half_way_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(CheckpointError):
+        open_tensors(path)
 
 
 def test_a_file_that_cannot_be_created_is_named(tmp_path: Path) -> None:
