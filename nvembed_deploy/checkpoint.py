@@ -11,11 +11,13 @@ It does no arithmetic and knows no tensor names: `model/weights.py` does.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,7 +28,17 @@ from nvembed_deploy.tensorfile import open_tensor_folder, open_tensors
 
 DESCRIPTION = "checkpoint.json"
 SCHEMA_VERSION = 1
-_KEYS = {"schema_version", "name", "base", "adapter", "pooler", "pooler_spec", "text", "prompts"}
+_KINDS: dict[str, type] = {
+    "schema_version": int,
+    "name": str,
+    "base": str,
+    "adapter": str,
+    "pooler": str,
+    "pooler_spec": dict,
+    "text": dict,
+    "prompts": dict,
+}
+_Part = TypeVar("_Part", PoolerSpec, TextSpec)
 
 
 class Tensor(Protocol):
@@ -112,14 +124,16 @@ def _open_assembled(path: Path) -> Checkpoint:
     _check_description(description, path / DESCRIPTION)
     base = _part(path, description, "base")
     spec, backbone, tokenizer = open_base(base)
-    pooler_spec = _pooler_spec(description, path / DESCRIPTION)
+    where = path / DESCRIPTION
+    pooler_spec = _changed(spec.pooler, description, "pooler_spec", where)
     spec = replace(
         spec,
         pooler=pooler_spec,
-        name=description.get("name", path.name),
-        prompts=dict(description.get("prompts", {})),
-        text=_text_spec(spec.text, description, path / DESCRIPTION),
+        name=description.get("name") or path.name,
+        prompts=description.get("prompts") or {},
+        text=_changed(spec.text, description, "text", where),
     )
+    _check_template(spec.text, where)
     has_pooler = pooler_spec.pooling is Pooling.LATENT
     own_tokenizer = path / "tokenizer.json"
     return Checkpoint(
@@ -169,11 +183,21 @@ def _check_description(description: dict[str, Any], path: Path) -> None:
             f"{path}: got schema_version {version!r}, expected {SCHEMA_VERSION}",
             "write the checkpoint again with this version of nvembed-deploy, or update it",
         )
-    unknown = sorted(set(description) - _KEYS)
+    unknown = sorted(set(description) - _KINDS.keys())
     if unknown:
         raise CheckpointError(
-            f"{path}: unknown keys {unknown}", f"remove them; known keys are {sorted(_KEYS)}"
+            f"{path}: unknown keys {unknown}", f"remove them; known keys are {sorted(_KINDS)}"
         )
+    for key, value in description.items():
+        if value is not None and not isinstance(value, _KINDS[key]):
+            raise CheckpointError(
+                f"{path}: {key!r} is {value!r}, expected a {_KINDS[key].__name__}", "correct it"
+            )
+    for name, prefix in (description.get("prompts") or {}).items():
+        if not isinstance(prefix, str):
+            raise CheckpointError(
+                f"{path}: prompt {name!r} is {prefix!r}, expected a str", "correct it"
+            )
 
 
 def _part(path: Path, description: dict[str, Any], key: str) -> Path:
@@ -192,25 +216,41 @@ def _part(path: Path, description: dict[str, Any], key: str) -> Path:
     return part
 
 
-def _pooler_spec(description: dict[str, Any], path: Path) -> PoolerSpec:
-    values = dict(description.get("pooler_spec", {}))
-    try:
-        values["pooling"] = Pooling(values.get("pooling", "latent"))
-        return PoolerSpec(**values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: pooler_spec cannot be used: {error}",
-            f"keys are {sorted(asdict(PoolerSpec()))}; pooling is latent or mean",
-        ) from error
+def _changed(spec: _Part, description: dict[str, Any], section: str, path: Path) -> _Part:
+    """Return `spec` with the values that a section of the description states, checked."""
+    clean: dict[str, Any] = {}
+    for key, value in (description.get(section) or {}).items():
+        default: Any = getattr(spec, key, None)
+        if not _is_like(value, default, low=0 if key.endswith("_id") else 1):
+            expected = "no such key" if default is None else f"a value like {default!r}"
+            raise CheckpointError(
+                f"{path}: {section}.{key} is {value!r}, expected {expected}",
+                f"correct or remove it; the keys are {sorted(asdict(spec))}",
+            )
+        clean[key] = type(default)(value)
+    return replace(spec, **clean)
 
 
-def _text_spec(text: TextSpec, description: dict[str, Any], path: Path) -> TextSpec:
+def _is_like(value: Any, default: Any, low: int) -> bool:  # noqa: ANN401 - JSON
+    """Say whether a JSON value can stand for a default: an enumeration's, a text, a number."""
+    if isinstance(default, Enum):
+        return value in [member.value for member in type(default)]
+    if type(default) is float:
+        return type(value) in (int, float) and 0 < value < math.inf
+    return type(value) is type(default) and (type(value) is not int or value >= low)
+
+
+def _check_template(text: TextSpec, path: Path) -> None:
     try:
-        return replace(text, **description.get("text", {}))
-    except TypeError as error:
-        raise CheckpointError(
-            f"{path}: text cannot be used: {error}", f"keys are {sorted(asdict(TextSpec()))}"
-        ) from error
+        if "task" in text.instruction_template.format(instruction="task"):
+            return
+        problem = "it has no {instruction}"
+    except (IndexError, KeyError, ValueError) as error:
+        problem = f"{error!r}"
+    raise CheckpointError(
+        f"{path}: text.instruction_template is {text.instruction_template!r}: {problem}",
+        "write {instruction} where the task goes, and {{ }} for braces",
+    )
 
 
 def _tokenizer(folder: Path) -> Path:

@@ -21,7 +21,7 @@ def run(command: Command, args: argparse.Namespace) -> int:
     """Run a command and turn its errors into two lines on standard error and an exit code."""
     try:
         command(args)
-        sys.stdout.flush()
+        print(end="", flush=True)  # noqa: T201 - a broken pipe shows here; stdout may be closed
     except NVEmbedError as error:
         if getattr(args, "traceback", False):
             raise
@@ -44,6 +44,13 @@ def run(command: Command, args: argparse.Namespace) -> int:
 def add_traceback(parser: argparse.ArgumentParser) -> None:
     """Add the option that shows where an error was raised."""
     parser.add_argument("--traceback", action="store_true", help="show Python tracebacks")
+
+
+def positive(text: str) -> int:
+    """Read an option's number, as argparse calls it."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
 
 
 def human_bytes(count: float) -> str:

@@ -7,12 +7,14 @@ key is a wrong embedding.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec, TextSpec
 
+_OWN_CONFIG = "use the config.json that came with the weights"
 _FAMILIES = ("mistral", "llama", "bidir_mistral")
 
 
@@ -50,27 +52,47 @@ def released_spec(config: dict[str, Any], folder: Path) -> ModelSpec:
         raise CheckpointError(
             f"{path}: text_config is missing", "use the config.json released with the weights"
         )
+    _refuse_flags(config, path)
     backbone = backbone_from_config(text_config, path)
-    pooler = config.get("latent_attention_config") or {}
-    width = pooler.get("latent_dim", 4096)
-    for key, got in (("latent_dim", width), ("hidden_dim", pooler.get("hidden_dim", 4096))):
-        if got != backbone.hidden_size:
-            raise CheckpointError(
-                f"{path}: latent_attention_config.{key} is {got}, expected hidden_size "
-                f"{backbone.hidden_size}",
-                "state the pooler's sizes in latent_attention_config",
-            )
     return ModelSpec(
         backbone=backbone,
-        pooler=PoolerSpec(
-            num_latents=pooler.get("num_latents_value", 512),
-            num_heads=pooler.get("num_cross_heads", 8),
-            head_width=pooler.get("cross_dim_head", 4096),
-            feed_width=4 * backbone.hidden_size,
-        ),
+        pooler=_released_pooler(config, backbone.hidden_size, path),
         text=text_from_config(text_config, path),
         name=folder.resolve().name,
     )
+
+
+def _refuse_flags(config: dict[str, Any], path: Path) -> None:
+    for key in ("add_eos", "is_mask_instruction"):
+        if config.get(key, True) is not True:
+            raise CheckpointError(
+                f"{path}: {key} is {config[key]!r}, expected true",
+                "a model trained without it needs other text rules than NV-Embed's: not supported",
+            )
+
+
+def _released_pooler(config: dict[str, Any], hidden_size: int, path: Path) -> PoolerSpec:
+    pooler = config.get("latent_attention_config") or {}
+    if not isinstance(pooler, dict):
+        raise CheckpointError(
+            f"{path}: latent_attention_config is {pooler!r}, expected an object", _OWN_CONFIG
+        )
+    for key in ("latent_dim", "hidden_dim"):
+        if (got := pooler.get(key, 4096)) != hidden_size:
+            raise CheckpointError(
+                f"{path}: latent_attention_config.{key} is {got}, expected hidden_size "
+                f"{hidden_size}",
+                "state the pooler's sizes in latent_attention_config",
+            )
+    try:
+        return PoolerSpec(
+            num_latents=_size(pooler, "num_latents_value", 512),
+            num_heads=_size(pooler, "num_cross_heads", 8),
+            head_width=_size(pooler, "cross_dim_head", 4096),
+            feed_width=4 * hidden_size,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: latent_attention_config.{error}", _OWN_CONFIG) from error
 
 
 def backbone_from_config(config: dict[str, Any], path: Path) -> BackboneSpec:
@@ -80,33 +102,41 @@ def backbone_from_config(config: dict[str, Any], path: Path) -> BackboneSpec:
         CheckpointError: another family, or an option that changes the mathematics and is not
             built here (biases, another activation, scaled rotary positions).
     """
-    _refuse_unsupported(config, path)
     try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        return BackboneSpec(
-            vocab_size=int(config["vocab_size"]),
-            hidden_size=hidden,
-            num_layers=int(config["num_hidden_layers"]),
-            num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_width=int(config.get("head_dim") or hidden // heads),
-            intermediate_size=int(config["intermediate_size"]),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=_rope_theta(config),
-            max_positions=int(config.get("max_position_embeddings", 2048)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        _refuse_unsupported(config, path)
+        spec = _backbone(config)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}", _OWN_CONFIG) from error
+    if spec.num_heads % spec.num_kv_heads or spec.head_width % 2:
         raise CheckpointError(
-            f"{path}: key {error} is missing or not a number",
-            "use the config.json that came with the weights",
-        ) from error
+            f"{path}: got {spec.num_heads} query heads of width {spec.head_width} and "
+            f"{spec.num_kv_heads} key heads, expected a multiple of them and an even width",
+            _OWN_CONFIG,
+        )
+    return spec
+
+
+def _backbone(config: dict[str, Any]) -> BackboneSpec:
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    return BackboneSpec(
+        vocab_size=_size(config, "vocab_size"),
+        hidden_size=hidden,
+        num_layers=_size(config, "num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=_size(config, "num_key_value_heads", heads),
+        head_width=_size(config, "head_dim", hidden // heads),
+        intermediate_size=_size(config, "intermediate_size"),
+        rms_norm_eps=_positive(config, "rms_norm_eps", 1e-6),
+        rope_theta=_positive({**config, **_rope(config)}, "rope_theta", 10000.0),
+        max_positions=_size(config, "max_position_embeddings", 2048),
+    )
 
 
 def text_from_config(config: dict[str, Any], path: Path) -> TextSpec:
     """Translate BOS and EOS of a decoder's config; padding is EOS, as NV-Embed pads."""
     bos, eos = config.get("bos_token_id", 1), config.get("eos_token_id", 2)
     eos = eos[0] if isinstance(eos, list) and eos else eos
-    if not isinstance(bos, int) or not isinstance(eos, int):
+    if not all(type(token) is int and token >= 0 for token in (bos, eos)):
         raise CheckpointError(
             f"{path}: got bos_token_id {bos!r} and eos_token_id {eos!r}, expected two numbers",
             "NV-Embed puts BOS and EOS around each text: state both ids in config.json",
@@ -114,9 +144,32 @@ def text_from_config(config: dict[str, Any], path: Path) -> TextSpec:
     return TextSpec(bos_id=bos, eos_id=eos, pad_id=eos)
 
 
-def _rope_theta(config: dict[str, Any]) -> float:
-    parameters = config.get("rope_parameters") or {}
-    return float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
+def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """Return a whole number of at least 1; null is the default, as Hugging Face reads it."""
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{key} is {value!r}, expected a whole number of at least 1")
+    return value
+
+
+def _positive(config: dict[str, Any], key: str, default: float) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"{key} is {value!r}, expected a positive number")
+    return float(value)
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the rotary options: `rope_parameters` since transformers 5, `rope_scaling` before."""
+    options: dict[str, Any] = {}
+    for key in ("rope_parameters", "rope_scaling"):
+        value = config.get(key) or {}
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} is {value!r}, expected an object")  # noqa: TRY004 - one kind
+        options |= value
+    return options
 
 
 def _refuse_unsupported(config: dict[str, Any], path: Path) -> None:
@@ -127,14 +180,15 @@ def _refuse_unsupported(config: dict[str, Any], path: Path) -> None:
             f"{path}: got model_type {family!r}{code}, expected one of {list(_FAMILIES)}",
             "use a decoder of the Mistral or Llama family",
         )
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    rope = _rope(config)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
+    rotated = {**config, **rope}.get("partial_rotary_factor")
     found = {
         "hidden_act": (config.get("hidden_act", "silu"), "silu"),
         "attention_bias": (bool(config.get("attention_bias", False)), False),
         "mlp_bias": (bool(config.get("mlp_bias", False)), False),
         "rope type": (rope_type, "default"),
-        "partial_rotary_factor": (float(config.get("partial_rotary_factor") or 1.0), 1.0),
+        "partial_rotary_factor": (1.0 if rotated is None else rotated, 1.0),
     }
     for key, (got, expected) in found.items():
         if got != expected:

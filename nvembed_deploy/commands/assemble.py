@@ -18,10 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="checkpoint folder to write")
     parser.add_argument("--adapter", type=Path, help="PEFT LoRA folder")
     parser.add_argument("--pooler", type=Path, help="trained pooler.safetensors (default: fresh)")
-    parser.add_argument("--latents", type=int, default=default.num_latents, help="%(default)s")
-    parser.add_argument("--heads", type=int, default=default.num_heads, help="%(default)s")
-    parser.add_argument("--head-width", type=int, help="default: the base's hidden size")
-    parser.add_argument("--feed-width", type=int, help="default: 4 x the base's hidden size")
+    parser.add_argument(
+        "--latents", type=cli.positive, default=default.num_latents, help="%(default)s"
+    )
+    parser.add_argument("--heads", type=cli.positive, default=default.num_heads, help="%(default)s")
+    parser.add_argument("--head-width", type=cli.positive, help="default: the base's hidden size")
+    parser.add_argument(
+        "--feed-width", type=cli.positive, help="default: 4 x the base's hidden size"
+    )
     parser.add_argument("--name", help="model name (default: the folder's)")
     parser.add_argument(
         "--prompt",

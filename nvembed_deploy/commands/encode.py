@@ -7,9 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   nvembed-deploy encode ./artifact --text "hello"
   nvembed-deploy encode ./artifact --input passages.txt --out passages.npy
-  nvembed-deploy encode ./artifact --input queries.jsonl --field text --out queries.jsonl \\
+  nvembed-deploy encode ./artifact --input queries.jsonl --field text --out embedded.jsonl \\
       --instruction "Given a question, retrieve passages that answer the question"
 """
+
+
+Record = dict[str, Any]
+"""A line of input: the JSON object as it came, or {"text": line}."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-name", help="one of the artifact's prompts")
     parser.add_argument("--runtime", default="auto", help="auto, onnx or torch (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, tensorrt (default: what is there)")
-    parser.add_argument("--batch-size", type=int, help="texts a batch (default: by tokens)")
-    parser.add_argument("--threads", type=int, help="processor threads")
-    parser.add_argument("--truncate-dim", type=int, help="keep the first N dimensions")
+    parser.add_argument(
+        "--batch-size", type=cli.positive, help="texts a batch (default: by tokens)"
+    )
+    parser.add_argument("--threads", type=cli.positive, help="processor threads")
+    parser.add_argument("--truncate-dim", type=cli.positive, help="keep the first N dimensions")
     cli.add_traceback(parser)
     parser.set_defaults(command=encode)
 
@@ -52,91 +58,109 @@ def encode(args: argparse.Namespace) -> None:
     from nvembed_deploy.runtimes import load_encoder
     from nvembed_deploy.runtimes.protocol import RuntimeOptions
 
-    texts = list(_texts(args))
+    _check_options(args)
+    records = list(_records(args))
+    if not records:
+        raise InputError(f"{_source(args)} holds no text", "give one text a line, or --text")
     options = RuntimeOptions(device=args.device, threads=args.threads)
     with load_encoder(args.artifact, args.runtime, options=options) as encoder:
         embedding_ND = encoder.encode(
-            texts,
+            [record[args.field or "text"] for record in records],
             instruction=args.instruction,
             prompt_name=args.prompt_name,
             batch_size=args.batch_size,
             truncate_dim=args.truncate_dim,
             show_progress_bar=sys.stderr.isatty(),
         )
-    _write(args, texts, embedding_ND)
+    _write(args.out, records, embedding_ND)
 
 
-def _texts(args: argparse.Namespace) -> Iterator[str]:
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse, before anything is computed, what could not be written in the end."""
+    if args.text and args.field:
+        raise InputError("--field does not go with --text", "leave out one of them")
+    out: Path | None = args.out
+    if out is None:
+        return
+    if out.suffix not in {".npy", ".jsonl"}:
+        raise InputError(f"--out {out} ends in {out.suffix!r}", "end it in .npy or .jsonl")
+    if out.is_dir() or not out.parent.is_dir():
+        problem = "is a folder" if out.is_dir() else "lies in a folder that does not exist"
+        raise InputError(f"--out {out} {problem}", "name a file in a folder that exists")
+    if args.input is not None and out.exists() and args.input.exists() and out.samefile(args.input):
+        raise InputError(f"--out {out} is the input itself", "choose another name")
+
+
+def _source(args: argparse.Namespace) -> str:
+    return str(args.input or "standard input")
+
+
+def _records(args: argparse.Namespace) -> Iterator[Record]:
     if args.text:
-        yield from args.text
+        yield from ({"text": text} for text in args.text)
         return
-    with _open_input(args.input) as file:
-        for number, line in enumerate(file, 1):
-            if args.field is None:
-                yield line.rstrip("\r\n")
-            elif line.strip():
-                yield _field(line, number, args)
+    for number, line in enumerate(_lines(args.input), 1):
+        where = f"{_source(args)} line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{where} is not UTF-8: {error}", "convert it: iconv -f latin1 -t utf-8"
+            ) from error
+        if args.field is None:
+            yield {"text": text.rstrip("\r\n")}
+        elif text.strip():
+            yield _record(text, args.field, where)
 
 
-@contextmanager
-def _open_input(path: Path | None) -> Iterator[IO[str]]:
-    if path is None:
-        sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        yield sys.stdin
-        return
-    if not path.is_file():
+def _lines(path: Path | None) -> Iterator[bytes]:
+    if path is not None and not path.is_file():
         raise InputError(f"--input {path} is not a file", "give a text or JSONL file")
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8: {error}", f"convert it: iconv -t utf-8 {path}"
-        ) from error
+    with nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as file:
+        yield from file
 
 
-def _field(line: str, number: int, args: argparse.Namespace) -> str:
-    where = f"{args.input or 'standard input'} line {number}"
+def _record(line: str, field: str, where: str) -> Record:
     try:
         record = json.loads(line)
-        text = record[args.field]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}", "correct that line") from error
-    except (KeyError, TypeError, IndexError) as error:
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        raise InputError(f"{where} is a JSON {kind}", "each line must be a JSON object")
+    if field not in record:
+        raise InputError(f"{where} has no key {field!r}", f"its keys: {sorted(record)[:10]}")
+    if not isinstance(record[field], str):
         raise InputError(
-            f"{where} has no key {args.field!r}",
-            f"its keys: {sorted(record)[:10]}"
-            if isinstance(record, dict)
-            else "each line must be a JSON object",
-        ) from error
-    if not isinstance(text, str):
-        raise InputError(f"{where}: {args.field!r} is {text!r}, expected a string", "correct it")
-    return text
+            f"{where}: {field!r} is {record[field]!r}, expected a string", "correct it"
+        )
+    return record
 
 
-def _write(args: argparse.Namespace, texts: list[str], embedding_ND: np.ndarray) -> None:
+def _write(out: Path | None, records: list[Record], embedding_ND: np.ndarray) -> None:
     import numpy as np
 
-    if args.out is None:
-        for text, row in zip(texts, embedding_ND, strict=True):
-            cli.say(_json_line(text, row))
+    rows = zip(records, embedding_ND, strict=True)
+    if out is None:
+        to_ascii = (sys.stdout.encoding or "").lower() not in {"utf-8", "utf8"}
+        for record, row in rows:
+            cli.say(_json_line(record, row, to_ascii=to_ascii))
         return
-    temporary = args.out.with_name(f".{args.out.name}.partial-{os.getpid()}")
+    temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        if args.out.suffix == ".npy":
+        if out.suffix == ".npy":
             with temporary.open("wb") as file:
                 np.save(file, embedding_ND)
         else:
-            lines = (_json_line(t, row) + "\n" for t, row in zip(texts, embedding_ND, strict=True))
             with temporary.open("w", encoding="utf-8") as text_file:
-                text_file.writelines(lines)
-        temporary.replace(args.out)
+                text_file.writelines(_json_line(record, row) + "\n" for record, row in rows)
+        temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
-    rows, width = embedding_ND.shape
-    cli.say(f"wrote {args.out}: {rows} embeddings of {width} dimensions")
+    cli.say(f"wrote {out}: {len(embedding_ND)} embeddings of {embedding_ND.shape[1]} dimensions")
 
 
-def _json_line(text: str, row: np.ndarray) -> str:
-    values = [round(float(x), 8) for x in row]
-    return json.dumps({"text": text, "embedding": values}, ensure_ascii=False)
+def _json_line(record: Record, row: np.ndarray, *, to_ascii: bool = False) -> str:
+    """Return the record with its embedding: the shortest decimals that give the same float32."""
+    values = [float(str(x)) for x in row]
+    return json.dumps({**record, "embedding": values}, ensure_ascii=to_ascii)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,10 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvembed_deploy import cli
+from nvembed_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
     from nvembed_deploy.artifact import Artifact, Manifest
     from nvembed_deploy.tensorfile import TensorEntry
+
+
+_CHECKPOINT_FILES = ("checkpoint.json", "config.json")
+_PIPE_WIDTH = 240
+"""Columns where no terminal says how many: wide enough that no line is wrapped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nvembed_deploy.artifact import open_artifact
+    from nvembed_deploy.artifact import is_artifact, open_artifact
 
+    path = args.artifact
+    if not is_artifact(path) and any((path / name).is_file() for name in _CHECKPOINT_FILES):
+        raise ArtifactError(
+            f"{path} is a checkpoint, expected an artifact", f"nvembed-deploy export {path} OUT"
+        )
     artifact = open_artifact(args.artifact, "full" if args.full else "fast")
     if args.json:
         cli.say(json.dumps(artifact.manifest.to_dict(), indent=2))
@@ -44,8 +56,11 @@ def inspect(args: argparse.Namespace) -> None:
 def _show(artifact: Artifact) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    # Plain strings: a name may hold what rich takes for markup.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    console = Console(width=width, markup=False, highlight=False)
     facts = Table.grid(padding=(0, 2))
     for key, value in _facts(artifact.manifest).items():
         facts.add_row(key, value, style="")
@@ -57,9 +72,11 @@ def _show(artifact: Artifact) -> None:
         blocks.add_row(*row)
     for name, record in sorted(artifact.manifest.files.items()):
         files.add_row(name, cli.human_bytes(record.bytes), record.sha256[:16])
-    console.print(f"[bold]{artifact.path}[/]")
-    for part in (facts, "", blocks, "", files, ""):
-        console.print(part)
+    title = Text(str(artifact.path), style="bold", overflow="fold")
+    with console.capture() as shown:  # rich would turn a broken pipe into exit code 1
+        for part in (title, facts, "", blocks, "", files):
+            console.print(part)
+    cli.say("\n".join(line.rstrip() for line in shown.get().splitlines()) + "\n")
 
 
 def _blocks(artifact: Artifact) -> Iterator[tuple[str, str, str, str]]:
@@ -113,12 +130,17 @@ def _facts(manifest: Manifest) -> dict[str, str]:
 def _check(check: dict[str, Any] | None) -> str:
     if check is None:
         return "did not run"
-    verdict = "passed" if check["passed"] else "FAILED"
-    return (
-        f"{verdict} ({check['method']}; {check['arithmetic']}): cosine mean "
-        f"{check['mean_cosine']:.7f}, min {check['min_cosine']:.7f}, largest difference "
-        f"{check['max_abs']:.1e}, {check['num_texts']} texts"
-    )
+    try:
+        verdict = "passed" if check["passed"] else "FAILED"
+        return (
+            f"{verdict} ({check['method']}; {check['arithmetic']}): cosine mean "
+            f"{check['mean_cosine']:.7f}, min {check['min_cosine']:.7f}, largest difference "
+            f"{check['max_abs']:.1e}, {check['num_texts']} texts"
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"the manifest's self-check cannot be read: {error!r}", "export the checkpoint again"
+        ) from error
 
 
 def _parity(parity: dict[str, Any] | None) -> str:

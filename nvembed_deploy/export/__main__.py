@@ -7,10 +7,12 @@ import json
 import shutil
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy import cli
+from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.errors import ArtifactError, MissingPackageError, RecipeError
 from nvembed_deploy.export.recipe import OPSETS, ExportRecipe, load_recipe
 from nvembed_deploy.spec import PoolerForm, Precision
@@ -22,6 +24,18 @@ _EXAMPLES = """examples:
 """
 _BYTES_PER_SECOND = 250e6
 """Assumed by --dry-run: reading, transposing, hashing and fsync on an ordinary cloud disk."""
+_NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
+"""Disk beside the weights: per node, per weight's name (twice), per token of a built tokenizer."""
+_FILES = (
+    LAYOUT.manifest,
+    LAYOUT.graph,
+    LAYOUT.weights,
+    LAYOUT.tokenizer,
+    LAYOUT.config,
+    "tokenizer_config.json",
+)
+_CHECK_PACKAGES = {"torch": "export", "transformers": "export", "onnxruntime": "onnx"}
+"""What the self-check imports, and the extra that brings it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +97,7 @@ def export(args: argparse.Namespace) -> None:
     if args.dry_run:
         cli.say(json.dumps(plan, indent=2) if args.json else _plan_text(plan))
         return
+    _check_packages()
     _check_space(plan, out)
     started = time.monotonic()
     manifest = run_export(planned, out, overwrite=args.overwrite, progress=_progress(args.json))
@@ -118,7 +133,7 @@ def _progress(quiet: bool) -> Any:  # noqa: ANN401 - imported late
 
 
 def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported late
-    spec, num_bytes = planned.checkpoint.spec, planned.num_bytes
+    spec, num_bytes = planned.checkpoint.spec, _num_bytes(planned)
     largest = max(entry.num_bytes for entry in planned.block.weights)
     return {
         "checkpoint": str(planned.checkpoint.path),
@@ -128,11 +143,26 @@ def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported
         "hidden_size": spec.backbone.hidden_size,
         "adapter": planned.checkpoint.adapter is not None,
         **planned.recipe.to_dict(),
+        "files": list(_FILES),
         "bytes": num_bytes,
         "num_nodes": len(planned.block.builder.nodes),
         "peak_ram_bytes": 4 * largest + (300 << 20),
         "seconds": round(num_bytes / _BYTES_PER_SECOND, 1),
     }
+
+
+def _num_bytes(planned: Any) -> int:  # noqa: ANN401 - imported late
+    """Return the artifact's size: the weights to the byte, what lies beside them nearly."""
+    tokenizer = planned.checkpoint.tokenizer
+    is_built = tokenizer.suffix == ".gguf"
+    vocabulary = planned.checkpoint.spec.backbone.vocab_size
+    return int(
+        planned.num_bytes
+        + _WEIGHT_BYTES * len(planned.block.weights)
+        + _NODE_BYTES * len(planned.block.builder.nodes)
+        + (_TOKEN_BYTES * vocabulary if is_built else tokenizer.stat().st_size)
+        + _JSON_BYTES
+    )
 
 
 def _plan_text(plan: dict[str, Any]) -> str:
@@ -142,10 +172,21 @@ def _plan_text(plan: dict[str, Any]) -> str:
         f"{plan['hidden_size']}{adapter})\n"
         f"-> {plan['out']}: {plan['precision']}, opset {plan['opset']}, {plan['pooler']} pooler, "
         f"{plan['num_nodes']} nodes\n"
+        f"files {', '.join(plan['files'])}\n"
         f"disk {cli.human_bytes(plan['bytes'])}, peak memory about "
         f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {plan['seconds']:.0f} s plus the "
         f"self-check\nnothing was written (--dry-run)"
     )
+
+
+def _check_packages() -> None:
+    """Miss what the self-check needs now, not after the weights were written."""
+    for package, extra in _CHECK_PACKAGES.items():
+        if find_spec(package) is None:
+            raise MissingPackageError(
+                f"the self-check needs {package}, which is not installed",
+                f"pip install 'nvembed-deploy[{extra}]'",
+            )
 
 
 def _check_space(plan: dict[str, Any], out: Path) -> None:

@@ -74,7 +74,7 @@ def _value(key: str, value: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - TO
         if value not in names:
             return None, f"{key} is {value!r}, expected one of {names}"
         return _ENUMS[key](value), None
-    if key == "opset" and value not in OPSETS:
+    if key == "opset" and (type(value) is not int or value not in OPSETS):
         return None, f"opset is {value!r}, expected one of {list(OPSETS)}"
     if key in ("checkpoint", "out") and not isinstance(value, str):
         return None, f"{key} is {value!r}, expected a path"

@@ -1,0 +1,98 @@
+"""Tests of cli.py: exit codes, error lines, and what users never see."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from nvembed_deploy import cli
+from nvembed_deploy.errors import (
+    ArtifactError,
+    CheckpointError,
+    GateError,
+    HardwareError,
+    InputError,
+    MissingPackageError,
+    NVEmbedError,
+    RecipeError,
+)
+
+CODES = {
+    ArtifactError: 2,
+    CheckpointError: 2,
+    GateError: 1,
+    HardwareError: 3,
+    InputError: 2,
+    MissingPackageError: 3,
+    RecipeError: 2,
+}
+
+
+def raising(error: BaseException) -> Callable[[argparse.Namespace], None]:
+    def command(_: argparse.Namespace) -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(("kind", "code"), CODES.items(), ids=lambda v: getattr(v, "__name__", v))
+def test_an_error_is_two_lines_and_its_exit_code(
+    capsys: pytest.CaptureFixture[str], kind: type[NVEmbedError], code: int
+) -> None:
+    error = kind("it broke at 7: got 1, expected 2", "mend it")
+    assert cli.run(raising(error), argparse.Namespace()) == code
+    assert capsys.readouterr() == ("", "error: it broke at 7: got 1, expected 2\nfix: mend it\n")
+
+
+@pytest.mark.parametrize("error", [InputError("a", "b"), PermissionError(13, "denied", "f")])
+def test_the_traceback_is_there_for_who_asks(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        cli.run(raising(error), argparse.Namespace(traceback=True))
+
+
+def test_an_error_of_the_system_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    error = OSError(28, "No space left on device", "out/model.onnx_data")
+    assert cli.run(raising(error), argparse.Namespace(traceback=False)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: [Errno 28] No space left on device: 'out/model.onnx_data'\nfix:")
+
+
+def test_a_bug_of_ours_is_not_dressed_up_as_bad_input() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.run(raising(ZeroDivisionError()), argparse.Namespace())
+
+
+def test_an_interrupt_is_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(raising(KeyboardInterrupt()), argparse.Namespace()) == 130
+    assert capsys.readouterr() == ("", "interrupted; nothing half-written was left\n")
+
+
+def test_success_is_0_even_where_standard_output_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.run(lambda _: cli.say("hello"), argparse.Namespace()) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (15_700_000_000, "14.6 GiB"),
+        (2**50, "1048576.0 GiB"),
+    ],
+)
+def test_sizes_are_written_as_people_do(count: int, text: str) -> None:
+    assert cli.human_bytes(count) == text
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "many"])
+def test_a_number_that_counts_things_is_at_least_1(text: str) -> None:
+    assert cli.positive("12") == 12
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
+        cli.positive(text)
