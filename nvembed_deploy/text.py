@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from nvembed_deploy.errors import ArtifactError, InputError, TextError
 from nvembed_deploy.spec import TextSpec, Truncation
 
-
 _MIN_TOKENS = 3
 """BOS, one token, EOS."""
 

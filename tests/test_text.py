@@ -198,7 +198,7 @@ class TestFaults:
         assert (moved.index, moved.problem, moved.fix) == (7, "inputs[7] is wrong", "drop it")
 
     def test_a_missing_tokenizer_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ArtifactError, match="nothing.json"):
+        with pytest.raises(ArtifactError, match=r"nothing\.json"):
             Tokenizer.load(tmp_path / "nothing.json", TextSpec())
 
     def test_a_damaged_tokenizer_is_named(self, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ class TestFaults:
             Tokenizer.load(tiny_json, spec)
 
     def test_ids_beyond_the_embedding_table_are_refused(self, tiny_json: Path) -> None:
-        with pytest.raises(ArtifactError, match="greatest id is .* embedding table ends at 99"):
+        with pytest.raises(ArtifactError, match=r"greatest id is .* embedding table ends at 99"):
             Tokenizer.load(tiny_json, TextSpec(), vocab_size=100)
 
 

@@ -135,9 +135,10 @@ def cast(array: np.ndarray, precision: Precision, name: str) -> np.ndarray:
         narrow = array.astype(np.float32, copy=False).astype(dtype)
     index = find_nonfinite(narrow)
     if index is not None:
+        largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
         raise CheckpointError(
             f"{name}: got {array[index]!r} at {index}, which {precision.value} cannot hold "
-            f"(largest {float(ml_dtypes.finfo(dtype).max):g})",
+            f"(largest {largest:g})",
             "export with --precision bf16 or fp32",
         )
     return narrow

@@ -128,7 +128,7 @@ def test_a_prompt_by_name_is_the_encoders_prompt(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_encoded_is_two_lines_and_exit_code_2(
+def test_what_cannot_be_encoded_is_two_lines_and_exit_code_2(  # noqa: PLR0913, PLR0917
     tiny_artifact: Path, typed, capsys, data: bytes, words: list[str], problem: str
 ) -> None:
     typed(data)
