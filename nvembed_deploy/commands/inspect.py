@@ -66,7 +66,10 @@ def _show(artifact: Artifact) -> None:
         facts.add_row(key, value, style="")
     blocks, files = (
         Table(*heads, box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-        for heads in (("block", "linears", "precision", "size"), ("file", "size", "sha256"))
+        for heads in (
+            ("block", "linears", "precision", "size", "each layer"),
+            ("file", "size", "sha256"),
+        )
     )
     for row in _blocks(artifact):
         blocks.add_row(*row)
@@ -79,8 +82,11 @@ def _show(artifact: Artifact) -> None:
     cli.say("\n".join(line.rstrip() for line in shown.get().splitlines()) + "\n")
 
 
-def _blocks(artifact: Artifact) -> Iterator[tuple[str, str, str, str]]:
-    """Yield block, number of linears, precisions and size; equal layers in a row are one line."""
+def _blocks(artifact: Artifact) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each block: its linears, precisions and bytes; equal layers are one row.
+
+    Such a row holds the sums of all its layers, and what one of them has in the last column.
+    """
     from nvembed_deploy.tensorfile import open_tensors
 
     blocks: dict[str, list[TensorEntry]] = {}
@@ -92,8 +98,15 @@ def _blocks(artifact: Artifact) -> Iterator[tuple[str, str, str, str]]:
     for (facts, _), group in groupby(rows, key=lambda row: (row[1], row[0].split()[0])):
         names = [name for name, _ in group]
         first, last = names[0].split()[-1], names[-1].split()[-1]
-        title = names[0] if len(names) == 1 else f"layers {first}-{last}"
-        yield (title, str(facts[0]), facts[1], cli.human_bytes(facts[2] * len(names)))
+        linears, kinds, num_bytes = facts
+        each = f"{linears} linears, {cli.human_bytes(num_bytes)}" if len(names) > 1 else ""
+        yield (
+            names[0] if len(names) == 1 else f"layers {first}-{last}",
+            str(linears * len(names)),
+            kinds,
+            cli.human_bytes(num_bytes * len(names)),
+            each,
+        )
 
 
 def _block_facts(entries: list[TensorEntry]) -> tuple[int, str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,13 +34,22 @@ def test_it_names_model_blocks_sizes_hashes_and_verdicts(artifact: Path, capsys)
     assert lines[0] == str(artifact)
     assert "model tiny: 3 layers, hidden 64, 4/2 heads" in lines
     assert "pooler 12 latents, 2 heads, folded" in lines
-    assert "layers 0-2 7 f32 361.5 KiB" in lines
+    assert "block linears precision size each layer" in lines
+    assert "layers 0-2 21 f32 361.5 KiB 7 linears, 120.5 KiB" in lines
     assert "embed_tokens 0 f32 80.0 KiB" in lines
     assert "parity not measured" in lines
     assert any(line.startswith("self-check passed (whole graph;") for line in lines)
     for name, record in read_manifest(artifact).files.items():
         assert any(f"{name} " in line and record.sha256[:16] in line for line in lines), name
     assert lines[-1] == "verified: every hash"
+
+
+def test_the_blocks_sum_to_what_the_manifest_says(artifact: Path, capsys) -> None:
+    assert main(["inspect", str(artifact)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("block "))
+    linears = [int(re.split(r"  +", line)[1]) for line in lines[start + 1 : lines.index("", start)]]
+    assert sum(linears) == sum(read_manifest(artifact).linears.values())
 
 
 @pytest.mark.parametrize(("verdict", "word"), [(True, "parity passed"), (False, "parity FAILED")])
