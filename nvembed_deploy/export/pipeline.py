@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import tokenizers
 
 import nvembed_deploy
 from nvembed_deploy.artifact import (
@@ -104,14 +105,7 @@ def _write_text_files(export: Export, stage: Path) -> None:
     write_tokenizer(export.checkpoint, stage / LAYOUT.tokenizer)
     Tokenizer.load(stage / LAYOUT.tokenizer, spec.text, spec.backbone.vocab_size)
     _write_json(stage / LAYOUT.config, _config(spec))
-    _write_json(
-        stage / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "padding_side": "right",
-            "model_max_length": spec.text.max_tokens,
-        },
-    )
+    _write_json(stage / "tokenizer_config.json", _tokenizer_config(spec, stage / LAYOUT.tokenizer))
 
 
 def _write_graph(block: Block, file: WeightFile, path: Path) -> None:
@@ -188,6 +182,20 @@ def _config(spec: ModelSpec) -> dict[str, Any]:
         "eos_token_id": spec.text.eos_id,
         "pad_token_id": spec.text.pad_id,
         "use_cache": False,
+    }
+
+
+def _tokenizer_config(spec: ModelSpec, tokenizer: Path) -> dict[str, Any]:
+    """Say which tokens begin, end and pad a text: tokenizer.json holds ids, not their roles."""
+    raw = tokenizers.Tokenizer.from_file(str(tokenizer))
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": raw.id_to_token(spec.text.bos_id),
+        "eos_token": raw.id_to_token(spec.text.eos_id),
+        "pad_token": raw.id_to_token(spec.text.pad_id),
+        "padding_side": "right",
+        "model_max_length": spec.text.max_tokens,
+        "model_input_names": ["input_ids", "attention_mask"],
     }
 
 
