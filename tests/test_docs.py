@@ -10,16 +10,20 @@ import ast
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from nvembed_deploy.__main__ import build_parser
+from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.export.recipe import load_recipe
 
@@ -247,6 +251,22 @@ def test_the_python_of_the_readme_runs(
         if code.language == "python":
             exec(compile(code.text, "README.md", "exec"), {})
     assert re.fullmatch(r"\[\[-?[01]\.\d+\]\]\n", capsys.readouterr().out)
+
+
+def test_the_checkpoint_description_of_the_page_opens(
+    tiny_base: Path, tiny_pooler: Path, tmp_path: Path
+) -> None:
+    blocks = code_of((ROOT / "docs/checkpoints.md").read_text(encoding="utf-8"))
+    (text,) = (code.text for code in blocks if code.language == "json")
+    folder, description = tmp_path / "checkpoint", json.loads(text)
+    (folder / description["adapter"]).mkdir(parents=True)
+    shutil.copytree(tiny_base, folder / description["base"])
+    shutil.copyfile(tiny_pooler, folder / description["pooler"])
+    (folder / "checkpoint.json").write_text(text)
+    spec = open_checkpoint(folder).spec
+    assert asdict(spec).items() >= {k: description[k] for k in ("name", "prompts")}.items()
+    assert spec.text.max_tokens == description["text"]["max_tokens"]
+    assert asdict(spec.pooler).items() >= description["pooler_spec"].items()
 
 
 def test_the_checks_see_the_commands_of_the_pages() -> None:
