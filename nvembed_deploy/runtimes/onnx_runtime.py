@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, MissingPackageError
 from nvembed_deploy.runtimes.protocol import RuntimeOptions
+from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch
 
 INPUTS = ("input_ids", "attention_mask", "pool_mask")
@@ -61,6 +62,7 @@ class OnnxRuntime:
         spec = artifact.manifest.spec
         self.max_tokens = min(spec.text.max_tokens, spec.backbone.max_positions)
         target = _target(options)
+        _check_precision(artifact, target)
         session = _open_session(artifact, target, options)
         if session.get_providers()[0] != target.providers[0]:
             _report_fallback(target, f"ONNX Runtime uses {session.get_providers()[0]} instead")
@@ -121,6 +123,14 @@ def _target(options: RuntimeOptions) -> _Target:
         )
     is_named = options.device is not None or options.providers is not None
     return _Target("cpu" if kind == "cpu" else f"{kind}:{index or 0}", providers, is_named)
+
+
+def _check_precision(artifact: Artifact, target: _Target) -> None:
+    if artifact.manifest.precision is Precision.BF16 and target.device == "cpu":
+        raise HardwareError(
+            f"{artifact.path} is bf16, for which ONNX Runtime has no kernels on the CPU",
+            "run it on a GPU, or export the checkpoint with --precision fp16 or fp32",
+        )
 
 
 def _default_device(providers: tuple[str, ...] | None, available: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from nvembed_deploy.artifact import LAYOUT, open_artifact, read_manifest, write_
 from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, MissingPackageError
 from nvembed_deploy.runtimes.onnx_runtime import OnnxRuntime, _report_fallback, _Target
 from nvembed_deploy.runtimes.protocol import RuntimeOptions
+from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Tokenizer, collate
 
 CPU = RuntimeOptions(device="cpu", threads=1)
@@ -139,3 +141,13 @@ def test_encoding_needs_neither_torch_nor_transformers(toy_artifact: Path) -> No
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_bf16_graph_on_the_cpu_is_refused_with_the_reason(
+    toy_artifact: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "bf16"
+    shutil.copytree(toy_artifact, copy)
+    write_manifest(copy, replace(read_manifest(copy), precision=Precision.BF16))
+    with pytest.raises(HardwareError, match="no kernels on the CPU"):
+        open_toy(copy)
