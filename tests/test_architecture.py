@@ -38,6 +38,8 @@ TESTED_IN = {
     "staging": "test_artifact",
     "export/builder": "export/test_graph",
     "export/dialect": "export/test_graph",
+    "export/linear": "export/test_graph",
+    "export/pooler": "export/test_graph",
     "export/memory": "export/test_check",
     "export/pipeline": "e2e/test_checkpoint_to_encoder",
     "export/weight_file": "e2e/test_checkpoint_to_encoder",

@@ -54,7 +54,6 @@ class GraphBuilder:
         self.weights: dict[str, WeightEntry] = {}
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
-        self._weight_values: dict[str, ir.Value] = {}
         self._scope: list[str] = []
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[str | int]) -> ir.Value:
@@ -110,20 +109,32 @@ class GraphBuilder:
             self.initializers[name] = _initializer(ir.tensor(array, name=name))
         return self.initializers[name]
 
-    def weight(
-        self, name: str, shape: tuple[int, ...], precision: Precision | None = None
-    ) -> ir.Value:
+    def weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
         """Declare a weight by its name in the weight file and return it, ready for arithmetic."""
-        precision = precision or self.stored
-        if name not in self._weight_values:
-            self.weights[name] = WeightEntry(name, precision, shape)
-            value = ir.Value(name=name)
-            self._weight_values[name] = value
-            self.initializers[name] = value
-        value = self._weight_values[name]
-        if precision is self.compute:
+        value = self._declare(name, shape, self.stored)
+        if self.stored is self.compute:
             return value
         return self.op("Cast", value, to=DATA_TYPES[self.compute])
+
+    def wide_weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
+        """Declare a weight that is stored and used in float32 whatever the precision."""
+        return self._declare(name, shape, Precision.FP32)
+
+    def _declare(self, name: str, shape: tuple[int, ...], precision: Precision) -> ir.Value:
+        if name not in self.weights:
+            self.weights[name] = WeightEntry(name, precision, shape)
+            self.initializers[name] = ir.Value(name=name)
+        return self.initializers[name]
+
+    def narrow(self, x: ir.Value) -> ir.Value:
+        """Cast float32 to the precision of the arithmetic."""
+        return (
+            x if self.compute is Precision.FP32 else self.op("Cast", x, to=DATA_TYPES[self.compute])
+        )
+
+    def widen(self, x: ir.Value) -> ir.Value:
+        """Cast from the precision of the arithmetic to float32."""
+        return x if self.compute is Precision.FP32 else self.op("Cast", x, to=ir.DataType.FLOAT)
 
     def model(
         self, inputs: Sequence[ir.Value], output: ir.Value, opset: int, data: WeightData

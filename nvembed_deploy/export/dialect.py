@@ -13,8 +13,8 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder
-from nvembed_deploy.spec import BackboneSpec, Precision
+from nvembed_deploy.export.builder import GraphBuilder
+from nvembed_deploy.spec import BackboneSpec
 
 DROPPED = -30000.0
 """Additive score of a padded key: exp() of it is 0 in every precision, and adding a score to it
@@ -36,7 +36,7 @@ class Dialect(Protocol):
     opset: int
 
     def rms_norm(self, x: ir.Value, gain: ir.Value, eps: float) -> ir.Value:
-        """Return x / rms(x) * gain over the last axis, the root mean square in float32."""
+        """Return x / rms(x) * gain over the last axis, all of it float32."""
         ...
 
     def mask(self, mask_B11S: ir.Value, ids_BS: ir.Value) -> ir.Value:
@@ -60,7 +60,7 @@ class FusedDialect:
         self._b, self._spec = builder, spec
 
     def rms_norm(self, x: ir.Value, gain: ir.Value, eps: float) -> ir.Value:
-        """See `Dialect`. stash_type 1 keeps the mean of squares in float32."""
+        """See `Dialect`."""
         return self._b.op("RMSNormalization", x, gain, axis=-1, epsilon=eps, stash_type=1)
 
     def mask(self, mask_B11S: ir.Value, ids_BS: ir.Value) -> ir.Value:
@@ -95,16 +95,11 @@ class DecomposedDialect:
         self._b, self._spec = builder, spec
 
     def rms_norm(self, x: ir.Value, gain: ir.Value, eps: float) -> ir.Value:
-        """See `Dialect`. Casts around it keep squares of large float16 states finite."""
+        """See `Dialect`."""
         b = self._b
-        wide = b.op("Cast", x, to=ir.DataType.FLOAT) if b.compute is not Precision.FP32 else x
-        squares = b.op("Mul", wide, wide)
-        mean = b.op("ReduceMean", squares, b.constant([-1]), keepdims=1)
+        mean = b.op("ReduceMean", b.op("Mul", x, x), b.constant([-1]), keepdims=1)
         root = b.op("Sqrt", b.op("Add", mean, b.constant(eps, ir.DataType.FLOAT)))
-        normal = b.op("Div", wide, root)
-        if b.compute is not Precision.FP32:
-            normal = b.op("Cast", normal, to=DATA_TYPES[b.compute])
-        return b.op("Mul", normal, gain)
+        return b.op("Mul", b.op("Div", x, root), gain)
 
     def mask(self, mask_B11S: ir.Value, ids_BS: ir.Value) -> ir.Value:
         """See `Dialect`. Broadcast over queries as it is."""

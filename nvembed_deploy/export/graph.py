@@ -16,13 +16,13 @@ import onnx_ir as ir
 
 from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder, WeightEntry
 from nvembed_deploy.export.dialect import DIALECTS, DROPPED, Angles
-from nvembed_deploy.spec import ModelSpec, PoolerForm, Pooling, Precision
+from nvembed_deploy.export.linear import LinearWriter
+from nvembed_deploy.export.pooler import PoolerWriter, unit_length
+from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
 
 INPUTS = ("input_ids", "attention_mask", "pool_mask")
 OUTPUT = "sentence_embedding"
 HIDDEN = "hidden"
-_EPS = 1e-12
-"""Smallest norm divided by, as torch.nn.functional.normalize has it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def author_graph(spec: ModelSpec, options: GraphOptions) -> Block:
 def author_blocks(spec: ModelSpec, options: GraphOptions) -> list[Block]:
     """Author the same graph as consecutive blocks: embedding, each layer, pooling.
 
-    Each maps `hidden` to `hidden` in the graph's precision; the first takes `input_ids`, layers
+    Each maps `hidden` to `hidden`, float32; the first takes `input_ids`, layers
     also `attention_mask`, the last `pool_mask`. They refer to the same weights by the same names,
     so that a model larger than memory can be run block by block.
     """
@@ -94,6 +94,7 @@ class _Author:
         self.spec, self.options = spec, options
         compute = options.compute or options.precision
         self.b = GraphBuilder(compute, options.precision)
+        self.linear = LinearWriter(self.b)
         self.dialect = DIALECTS[options.opset](self.b, spec.backbone)
 
     def mask_input(self, name: str) -> ir.Value:
@@ -101,32 +102,22 @@ class _Author:
 
     def hidden_input(self) -> ir.Value:
         width = self.spec.backbone.hidden_size
-        return self.b.input(HIDDEN, DATA_TYPES[self.b.compute], ["batch", "sequence", width])
+        return self.b.input(HIDDEN, ir.DataType.FLOAT, ["batch", "sequence", width])
 
     def named(self, name: str, value: ir.Value) -> ir.Value:
         return self.b.op("Identity", value, name=name)
 
     def block(self, inputs: tuple[ir.Value, ...], output: ir.Value) -> Block:
-        dtype = ir.DataType.FLOAT if output.name == OUTPUT else DATA_TYPES[self.b.compute]
         axes = ["batch"] if output.name == OUTPUT else ["batch", "sequence"]
-        output.type = ir.TensorType(dtype)
+        output.type = ir.TensorType(ir.DataType.FLOAT)
         output.shape = ir.Shape([*axes, self.spec.backbone.hidden_size])
         return Block(self.b, inputs, output, self.dialect.opset)
-
-    def linear(
-        self, x: ir.Value, name: str, sizes: tuple[int, int], bias: bool = False
-    ) -> ir.Value:
-        """Return x [.., in] @ W [in, out] (+ b); the weight is stored transposed: `weight_t`."""
-        product = self.b.op("MatMul", x, self.b.weight(name + ".weight_t", sizes), name=name)
-        if not bias:
-            return product
-        return self.b.op("Add", product, self.b.weight(name + ".bias", sizes[1:]))
 
     def embed(self, input_ids_BS: ir.Value) -> ir.Value:
         backbone = self.spec.backbone
         shape = (backbone.vocab_size, backbone.hidden_size)
         table = self.b.weight("backbone.embed_tokens.weight", shape)
-        return self.b.op("Gather", table, input_ids_BS, name="embed", axis=0)
+        return self.b.widen(self.b.op("Gather", table, input_ids_BS, name="embed", axis=0))
 
     def mask(self, attention_mask_BS: ir.Value) -> ir.Value:
         """Return the additive mask, [B, 1, 1 or S, S]: 0 for kept keys."""
@@ -154,7 +145,7 @@ class _Author:
             )
             frequencies = (1.0 / np.float32(backbone.rope_theta) ** exponent).astype(np.float32)
             angles = b.op("Mul", column, b.table("rotary_frequencies", frequencies[None]))
-            cos, sin = (self._narrow(b.op(kind, angles)) for kind in ("Cos", "Sin"))
+            cos, sin = (self.b.narrow(b.op(kind, angles)) for kind in ("Cos", "Sin"))
             return Angles(cos, sin, b.op("Expand", positions, shape, name="positions"))
 
     def layer(self, hidden_BSD: ir.Value, index: int, mask: ir.Value, angles: Angles) -> ir.Value:
@@ -164,7 +155,7 @@ class _Author:
         hidden, wide = spec.hidden_size, spec.intermediate_size
         query, key = spec.num_heads * spec.head_width, spec.num_kv_heads * spec.head_width
         with b.scope(f"layers.{index}"):
-            normal = self.rms_norm(hidden_BSD, prefix + "input_layernorm.weight")
+            normal = self.b.narrow(self.rms_norm(hidden_BSD, prefix + "input_layernorm.weight"))
             qkv = (
                 self.linear(normal, prefix + "self_attn.q_proj", (hidden, query)),
                 self.linear(normal, prefix + "self_attn.k_proj", (hidden, key)),
@@ -172,125 +163,26 @@ class _Author:
             )
             mixed = self.dialect.attention(qkv, mask, angles)
             update = self.linear(mixed, prefix + "self_attn.o_proj", (query, hidden))
-            hidden_BSD = b.op("Add", hidden_BSD, update)
-            normal = self.rms_norm(hidden_BSD, prefix + "post_attention_layernorm.weight")
+            hidden_BSD = b.op("Add", hidden_BSD, self.b.widen(update))
+            normal = self.b.narrow(
+                self.rms_norm(hidden_BSD, prefix + "post_attention_layernorm.weight")
+            )
             gate = self.linear(normal, prefix + "mlp.gate_proj", (hidden, wide))
             up = self.linear(normal, prefix + "mlp.up_proj", (hidden, wide))
             gated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
-            return b.op(
-                "Add", hidden_BSD, self.linear(gated, prefix + "mlp.down_proj", (wide, hidden))
-            )
+            update = self.linear(gated, prefix + "mlp.down_proj", (wide, hidden))
+            return b.op("Add", hidden_BSD, self.b.widen(update))
 
-    def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
-        gain = self.b.weight(name, (self.spec.backbone.hidden_size,))
-        return self.dialect.rms_norm(x, gain, self.spec.backbone.rms_norm_eps)
+    def rms_norm(self, hidden_BSD: ir.Value, name: str) -> ir.Value:
+        """Return the normalised states, float32 like the states and the gain."""
+        gain = self.b.wide_weight(name, (self.spec.backbone.hidden_size,))
+        return self.dialect.rms_norm(hidden_BSD, gain, self.spec.backbone.rms_norm_eps)
 
     def pool(self, hidden_BSD: ir.Value, pool_mask_BS: ir.Value) -> ir.Value:
-        """Write final norm, pooler, mean and the unit length; the mean and after in float32."""
-        b, pooler = self.b, self.spec.pooler
-        hidden = self.spec.backbone.hidden_size
-        with b.scope("pooler"):
+        """Write final norm, pooler, mean and the unit length."""
+        writer = PoolerWriter(self.b, self.linear, self.spec, self.options.pooler_form)
+        with self.b.scope("pooler"):
             states = self.rms_norm(hidden_BSD, "backbone.norm.weight")
-            mean = _Mean(b, pool_mask_BS)
-            if pooler.pooling is Pooling.MEAN:
-                return self._normalize(mean(states))
-            states, gated = self._latent_states(states)
-            # The last linear commutes with the mean: one row per text instead of one per token.
-            average = self._narrow(mean(gated))
-            projected = self.linear(average, "pooler.feed_down", (pooler.feed_width, hidden), True)
-            pooled = b.op("Add", self._widen(projected), mean(states))
-            return self._normalize(pooled)
-
-    def _latent_states(self, states_BSD: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return the states after cross-attention [B, S, D] and the gated features [B, S, F]."""
-        b, pooler = self.b, self.spec.pooler
-        hidden = self.spec.backbone.hidden_size
-        normal = self._layer_norm(states_BSD, "pooler.query_norm")
-        folded = self.options.pooler_form is PoolerForm.FOLDED
-        mixed = self._folded_attention(normal) if folded else self._faithful_attention(normal)
-        states = b.op("Add", states_BSD, mixed)
-        normal = self._layer_norm(states, "pooler.feed_norm")
-        both = self.linear(normal, "pooler.feed_up", (hidden, 2 * pooler.feed_width), True)
-        halves = b.constant([pooler.feed_width, pooler.feed_width])
-        value, gate = b.ops("Split", [both, halves], 2, axis=-1)
-        return states, b.op("Mul", value, b.op("Gelu", gate))
-
-    def _folded_attention(self, normal_BSD: ir.Value) -> ir.Value:
-        b, pooler = self.b, self.spec.pooler
-        hidden, wide = self.spec.backbone.hidden_size, pooler.num_heads * pooler.num_latents
-        scores = self.linear(normal_BSD, "pooler.scores", (hidden, wide))
-        by_head = b.constant([0, 0, pooler.num_heads, pooler.num_latents])
-        weights = b.op("Softmax", b.op("Reshape", scores, by_head), axis=-1)
-        flat = b.op("Reshape", weights, b.constant([0, 0, wide]))
-        return self.linear(flat, "pooler.values", (wide, hidden))
-
-    def _faithful_attention(self, normal_BSD: ir.Value) -> ir.Value:
-        """Attention over the latents as trained; keys and values are made once, not per text."""
-        b, pooler = self.b, self.spec.pooler
-        hidden, heads, width = self.spec.backbone.hidden_size, pooler.num_heads, pooler.head_width
-        inner = heads * width
-        latents = b.weight("pooler.latents", (pooler.num_latents, hidden))
-        context = self._layer_norm(latents, "pooler.latent_norm")
-        both = self.linear(context, "pooler.key_value", (hidden, 2 * inner))
-        key, value = b.ops("Split", [both, b.constant([inner, inner])], 2, axis=-1)
-        by_head = b.constant([pooler.num_latents, heads, width])
-        key_HKL = b.op("Transpose", b.op("Reshape", key, by_head), perm=[1, 2, 0])
-        value_HLK = b.op("Transpose", b.op("Reshape", value, by_head), perm=[1, 0, 2])
-        query = self.linear(normal_BSD, "pooler.query", (hidden, inner))
-        query = b.op("Reshape", query, b.constant([0, 0, heads, width]))
-        query = b.op("Mul", b.op("Transpose", query, perm=[0, 2, 1, 3]), b.constant(width**-0.5))
-        weights = b.op("Softmax", b.op("MatMul", query, key_HKL), axis=-1)
-        mixed = b.op("Transpose", b.op("MatMul", weights, value_HLK), perm=[0, 2, 1, 3])
-        flat = b.op("Reshape", mixed, b.constant([0, 0, inner]))
-        return self.linear(flat, "pooler.output", (inner, hidden))
-
-    def _layer_norm(self, x: ir.Value, name: str) -> ir.Value:
-        shape = (self.spec.backbone.hidden_size,)
-        gain, bias = (self.b.weight(f"{name}.{part}", shape) for part in ("weight", "bias"))
-        eps = self.spec.pooler.layer_norm_eps
-        return self.b.op("LayerNormalization", x, gain, bias, axis=-1, epsilon=eps, stash_type=1)
-
-    def _normalize(self, pooled_BD: ir.Value) -> ir.Value:
-        b = self.b
-        norm = b.op("ReduceL2", pooled_BD, b.constant([-1]), keepdims=1)
-        floor = b.op("Max", norm, b.constant(_EPS, ir.DataType.FLOAT))
-        output = b.op("Div", pooled_BD, floor)
+            output = unit_length(self.b, writer(states, pool_mask_BS))
         output.name = OUTPUT
         return output
-
-    def _narrow(self, x: ir.Value) -> ir.Value:
-        if self.b.compute is Precision.FP32:
-            return x
-        return self.b.op("Cast", x, to=DATA_TYPES[self.b.compute])
-
-    def _widen(self, x: ir.Value) -> ir.Value:
-        return x if self.b.compute is Precision.FP32 else self.b.op("Cast", x, to=ir.DataType.FLOAT)
-
-
-class _Mean:
-    """The mean over kept tokens as a product: weights [B, 1, S] x states [B, S, F], in float32.
-
-    The weights are 1/count in the graph's precision; dividing by their float32 sum removes the
-    rounding of 1/count, and a text with no kept token gives zeros instead of NaN.
-    """
-
-    def __init__(self, b: GraphBuilder, pool_mask_BS: ir.Value) -> None:
-        self._b = b
-        kept = b.op("Cast", pool_mask_BS, to=ir.DataType.FLOAT)
-        count = b.op("ReduceSum", kept, b.constant([-1]), keepdims=1)
-        share = b.op("Div", kept, b.op("Max", count, b.constant(1.0, ir.DataType.FLOAT)))
-        self._rounds = b.compute is not Precision.FP32
-        if self._rounds:
-            share = b.op("Cast", share, to=DATA_TYPES[b.compute])
-        self._share_B1S = b.op("Unsqueeze", share, b.constant([1]))
-        wide = b.op("Cast", share, to=ir.DataType.FLOAT) if self._rounds else share
-        total = b.op("ReduceSum", wide, b.constant([-1]), keepdims=1)
-        self._total_B1 = b.op("Max", total, b.constant(_EPS, ir.DataType.FLOAT))
-
-    def __call__(self, states_BSF: ir.Value) -> ir.Value:
-        b = self._b
-        mixed = b.op("MatMul", self._share_B1S, states_BSF)
-        mean_BF = b.op("Squeeze", mixed, b.constant([1]))
-        if self._rounds:
-            mean_BF = b.op("Cast", mean_BF, to=ir.DataType.FLOAT)
-        return b.op("Div", mean_BF, self._total_B1)

@@ -79,10 +79,10 @@ class FoldedLatentPooler(nn.Module):
         scores_BSHL = scores_BSX.unflatten(-1, (self.spec.num_heads, self.spec.num_latents))
         states_BSD = self.values(scores_BSHL.softmax(-1).flatten(2)) + hidden_BSD
         value, gate = self.feed_up(self.feed_norm(states_BSD)).chunk(2, dim=-1)
-        gated_BF = mean_pool(value * functional.gelu(gate), pool_mask_BS)
-        return functional.linear(
-            gated_BF.to(hidden_BSD.dtype), self.feed_down.weight, self.feed_down.bias
-        ) + mean_pool(states_BSD, pool_mask_BS)
+        gated_BF = mean_pool(value * functional.gelu(gate), pool_mask_BS).to(hidden_BSD.dtype)
+        pooled_BD: torch.Tensor = self.feed_down(gated_BF) + mean_pool(states_BSD, pool_mask_BS)
+        # A text with no kept token gives zeros, not the projection's bias.
+        return pooled_BD * pool_mask_BS.any(-1, keepdim=True)
 
 
 class MeanPooler(nn.Module):

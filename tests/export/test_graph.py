@@ -84,12 +84,37 @@ def test_the_last_token_reaches_the_first(tmp_path: Path, tiny_weights: Weights)
     assert np.abs(run(path, inputs) - before).max() > 1e-4
 
 
-def test_an_empty_pool_mask_gives_zeros_not_nan(tmp_path: Path, tiny_weights: Weights) -> None:
-    for precision in (Precision.FP32, Precision.FP16):
-        path = save(tiny_weights, GraphOptions(precision), tmp_path)
-        inputs = batch((4, 6))
-        inputs["pool_mask"][0] = 0
-        assert np.isfinite(run(path, inputs)).all()
+@pytest.mark.parametrize("form", list(PoolerForm))
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_a_text_with_no_pooled_token_gives_zeros(
+    tmp_path: Path, tiny_weights: Weights, precision: Precision, form: PoolerForm
+) -> None:
+    path = save(tiny_weights, GraphOptions(precision, pooler_form=form), tmp_path)
+    inputs = batch((4, 6))
+    inputs["pool_mask"][0] = 0
+    embedding_BD = run(path, inputs)
+    assert not embedding_BD[0].any()
+    assert np.linalg.norm(embedding_BD[1]) == pytest.approx(1, abs=1e-6)
+
+
+def test_token_states_beyond_float16_stay_finite_in_float16(
+    tmp_path: Path, tiny_weights: Weights
+) -> None:
+    """Massive activations add up past 65,504 in some models: the states are float32."""
+    path = save(tiny_weights, GraphOptions(Precision.FP16), tmp_path)
+    expected = run(path, batch((9,)))
+    model = onnx.load(str(path))
+    (gather,) = (n for n in model.graph.node if n.op_type == "Gather" and n.name == "embed")
+    (widened,) = (n for n in model.graph.node if gather.output[0] in n.input)
+    scaled = onnx.helper.make_node("Mul", [widened.output[0], "huge"], ["scaled_states"])
+    for node in model.graph.node:
+        node.input[:] = ["scaled_states" if i == widened.output[0] else i for i in node.input]
+    model.graph.node.insert(list(model.graph.node).index(widened) + 1, scaled)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1e6), "huge"))
+    onnx.save(model, tmp_path / "huge.onnx")
+    got = run(tmp_path / "huge.onnx", batch((9,)))
+    assert np.isfinite(got).all()
+    assert not np.allclose(got, expected)
 
 
 @pytest.mark.parametrize("opset", [20, 23])
