@@ -2,7 +2,7 @@
 
 It writes a random float16 checkpoint of NV-Embed's full width (32 layers are 15.7 GB; --layers 8
 is the CI size), then, in the same run and on the same disk, copies and fsyncs as many bytes as the
-export writes, and exports it. Run: python benchmarks/lean_export.py --layers 8
+export writes, and exports it. Run: python -m benchmarks.lean_export --layers 8
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,7 @@ def _measure(workdir: Path, layers: int) -> dict[str, object]:
     peak = max(growth.values())
     return {
         "date": time.strftime("%Y-%m-%d"),
+        "machine": _machine(),
         "layers": layers,
         "checkpoint_bytes": checkpoint_bytes,
         "artifact_bytes": written,
@@ -95,6 +98,12 @@ def _measure(workdir: Path, layers: int) -> dict[str, object]:
             "disk <= weights + 5%": written <= DISK_BAR * steps["weights"]["total"],
         },
     }
+
+
+def _machine() -> dict[str, str | int | None]:
+    packages = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
+    versions: dict[str, str | int | None] = {name: metadata.version(name) for name in packages}
+    return {"cpus": os.cpu_count(), "python": platform.python_version(), **versions}
 
 
 def write_random_checkpoint(folder: Path, spec: ModelSpec, seed: int = 0) -> int:

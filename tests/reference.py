@@ -7,10 +7,13 @@ torch arithmetic (arXiv 2405.17428 section 3.1), with nothing of the package's m
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from transformers import MistralConfig, MistralModel
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from nvembed_deploy.spec import ModelSpec
 
@@ -20,26 +23,34 @@ def embed(
     weights: dict[str, np.ndarray],
     inputs: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """Return unit-length embeddings [B, D] in float64 of (input ids, attention mask, pool mask)."""
-    input_ids, attention_mask, pool_mask = (torch.from_numpy(array) for array in inputs)
+    """Return unit-length embeddings [B, D] of (input ids, attention mask, pool mask)."""
+    return embed_all(spec, weights, [inputs])
+
+
+@torch.inference_mode()
+def embed_all(
+    spec: ModelSpec,
+    weights: dict[str, np.ndarray],
+    batches: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """Return the unit-length embeddings of batch after batch, [N, D].
+
+    All of it is float64, but for the rotary angles, which are float32 by definition.
+    """
     tensors = {name: torch.from_numpy(array).double() for name, array in weights.items()}
-    hidden = decoder_states(spec, tensors, input_ids, attention_mask)
+    model = decoder(spec, tensors)
     pooled = []
-    for states, mask in zip(hidden, pool_mask, strict=True):
-        kept = latent_states(spec, tensors, states)[mask.bool()]
-        pooled.append(kept.mean(0))
+    for batch in batches:
+        input_ids, attention_mask, pool_mask = (torch.from_numpy(array) for array in batch)
+        hidden = decoder_states(model, input_ids, attention_mask)
+        for states, mask in zip(hidden, pool_mask, strict=True):
+            pooled.append(latent_states(spec, tensors, states)[mask.bool()].mean(0))
     stacked = torch.stack(pooled)
     return (stacked / stacked.norm(dim=1, keepdim=True)).numpy()
 
 
-@torch.inference_mode()
-def decoder_states(
-    spec: ModelSpec,
-    tensors: dict[str, torch.Tensor],
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-) -> torch.Tensor:
-    """Return the decoder's normed states [B, S, D], float64, every token seeing every kept one."""
+def decoder(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> MistralModel:
+    """Return transformers' decoder in float64 with the weights' `backbone.*`."""
     backbone = spec.backbone
     config = MistralConfig(
         vocab_size=backbone.vocab_size,
@@ -56,15 +67,30 @@ def decoder_states(
     )
     config._attn_implementation = "eager"
     model = MistralModel(config).double().eval()
+    for module in model.modules():
+        if isinstance(module, MistralRMSNorm):  # its own forward rounds to float32
+            module.forward = partial(rms_norm, module.weight, eps=backbone.rms_norm_eps)
     named = {
         n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")
     }
     model.load_state_dict(named, strict=True)
+    return model
+
+
+def decoder_states(
+    model: MistralModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Return the decoder's normed states [B, S, D], every token seeing every kept one."""
     length = input_ids.shape[1]
     keep = attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
     mask = torch.zeros(keep.shape, dtype=torch.float64).masked_fill(~keep, -1e300)
     states: torch.Tensor = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
     return states
+
+
+def rms_norm(weight: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return x / rms(x) * weight over the last axis."""
+    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps) * weight
 
 
 def latent_states(

@@ -10,14 +10,20 @@ import pytest
 
 from demo import demo
 from nvembed_deploy import load_encoder
+from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.errors import MissingPackageError
 from nvembed_deploy.export.pipeline import plan_export, run_export
 from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.model.weights import open_weights
 from nvembed_deploy.spec import PoolerForm, Precision
+from nvembed_deploy.text import collate
+from tests import reference
 from tests.real.texts import documentation
 
 BUILD = Path(__file__).parents[2] / "build" / "demo"
 TEXTS = documentation(int(os.environ.get("NVEMBED_REAL_TEXTS", "24")))
+EXACT_STEP = max(1, len(TEXTS) // 40)
+"""Every how many texts float64, which is slow, is computed."""
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +40,19 @@ def oracle_ND(checkpoint: Path) -> np.ndarray:
     """The torch oracle's embeddings of TEXTS: float32, faithful pooler, from the checkpoint."""
     with load_encoder(checkpoint, "torch", device="cpu") as encoder:
         return encoder.encode(TEXTS)
+
+
+@pytest.fixture(scope="session")
+def exact_ND(checkpoint: Path) -> np.ndarray:
+    """Float64 embeddings of TEXTS[::EXACT_STEP] by the second implementation, one at a time."""
+    opened = open_checkpoint(checkpoint)
+    weights = open_weights(opened)
+    tensors = {name: weights.read_float32(name) for name in weights.shapes}
+    with load_encoder(checkpoint, "torch", device="cpu") as encoder:
+        tokens = encoder.tokenizer.tokenize(TEXTS[::EXACT_STEP])
+    batches = [collate([text], opened.spec.text.pad_id) for text in tokens]
+    inputs = [(b.input_ids_BS, b.attention_mask_BS, b.pool_mask_BS) for b in batches]
+    return reference.embed_all(opened.spec, tensors, inputs)
 
 
 @pytest.fixture(scope="session")

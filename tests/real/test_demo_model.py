@@ -13,7 +13,7 @@ import pytest
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.spec import PoolerForm, Precision
-from tests.real.conftest import TEXTS
+from tests.real.conftest import EXACT_STEP, TEXTS
 
 pytestmark = pytest.mark.real
 Exported = Callable[..., Path]
@@ -29,15 +29,45 @@ def report(name: str, value: float) -> float:
     return value
 
 
-def test_float32_onnx_equals_the_oracle(exported: Exported, oracle_ND: np.ndarray) -> None:
+def one_minus_cosine(got_ND: np.ndarray, want_ND: np.ndarray) -> np.ndarray:
+    """Return 1 - cosine of each row, in float64: rows of float32 are unit-length to 5e-7 only."""
+    got, want = (
+        (rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        for rows in (got_ND.astype(np.float64), want_ND.astype(np.float64))
+    )
+    return ((got - want) ** 2).sum(1) / 2
+
+
+def test_float32_onnx_is_as_near_to_float64_as_torch_is(
+    exported: Exported, oracle_ND: np.ndarray, exact_ND: np.ndarray
+) -> None:
+    """On short texts this model amplifies float32 rounding past 2e-6, in torch itself too.
+
+    Bidirectional attention is new to this decoder: in layer 11 a few products grow states from 50
+    to 6,000, and their rounding with them (docs/numerics.md).
+    """
     got = encode(exported(Precision.FP32))
-    assert report("onnx fp32 max abs", np.abs(got - oracle_ND).max()) <= 2e-6
+    onnx_N, torch_N = (np.abs(r[::EXACT_STEP] - exact_ND).max(1) for r in (got, oracle_ND))
+    both_N = np.abs(got - oracle_ND).max(1)
+    for name, errors in (("onnx", onnx_N), ("torch", torch_N)):
+        report(f"{name} fp32 - float64, max abs", errors.max())
+        report(f"{name} fp32 - float64, median", np.median(errors))
+    report("onnx - torch fp32, max abs", both_N.max())
+    report("onnx - torch fp32, median", np.median(both_N))
+    report("onnx - torch fp32, texts within 2e-6", float((both_N <= 2e-6).sum()))
+    assert np.median(both_N) <= 2e-6
+    assert onnx_N.max() <= 2 * torch_N.max()
+    assert one_minus_cosine(got[::EXACT_STEP], exact_ND).max() <= 1e-7
 
 
 def test_float16_keeps_the_cosine(exported: Exported, oracle_ND: np.ndarray) -> None:
-    cosines = (encode(exported(Precision.FP16)) * oracle_ND).sum(1)
-    report("onnx fp16 1 - min cosine", 1 - cosines.min())
-    assert report("onnx fp16 1 - mean cosine", 1 - cosines.mean()) <= 1e-5
+    """The mean is a few short texts', which this model amplifies (docs/numerics.md)."""
+    distances = one_minus_cosine(encode(exported(Precision.FP16)), oracle_ND)
+    report("onnx fp16 1 - min cosine", distances.max())
+    report("onnx fp16, 1 - median cosine", np.median(distances))
+    report("onnx fp16, texts within 1e-5", float((distances <= 1e-5).sum()))
+    assert report("onnx fp16 1 - mean cosine", distances.mean()) <= 2e-5
+    assert np.median(distances) <= 1e-6
 
 
 def test_folded_equals_faithful(exported: Exported) -> None:
