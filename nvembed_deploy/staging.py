@@ -1,12 +1,16 @@
 """This file owns how a folder appears at once: written under another name, synced, then renamed.
 
-A run killed at any moment leaves either the old folder, the new one, or hidden siblings that the
-next run removes or puts back. It does not know what the folder holds.
+A run killed at any moment leaves the old folder or the new one, whole, and perhaps hidden siblings
+that the next run removes. Where the system cannot exchange two folders at once (it is not Linux, or
+the disk has no such call), the old one may be such a sibling, which the next run puts back. It does
+not know what the folder holds.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,6 +21,10 @@ from nvembed_deploy.errors import ArtifactError
 
 if sys.platform != "win32":
     import fcntl
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Source: renameat2(2) of Linux, linux/fcntl.h and linux/fs.h."""
 
 
 @contextmanager
@@ -36,21 +44,16 @@ def staged_folder(out_dir: Path, *, marker: str, overwrite: bool = False) -> Ite
     _check_parent(out_dir)
     _repair(out_dir)
     _check_target(out_dir, marker, overwrite)
-    stage = _sibling(out_dir, f"partial-{os.getpid()}")
+    # No other run has this name, so it may be removed whenever an interrupt comes.
+    stage = _sibling(out_dir, f"partial-{secrets.token_hex(8)}")
+    lock = None
     try:
-        stage.mkdir()
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot create {stage}: {error.strerror}",
-            "free space and permissions, and let no other run write the same folder",
-        ) from error
-    lock = _lock(stage)
-    try:
+        lock = _make(stage)
         yield stage
         _sync_tree(stage)
         _swap(stage, out_dir, overwrite)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        _discard(stage)
         if lock is not None:
             os.close(lock)
 
@@ -99,15 +102,35 @@ def _check_target(out_dir: Path, marker: str, overwrite: bool) -> None:
 
 
 def _repair(out_dir: Path) -> None:
-    """Put back what a killed run moved aside, and remove what dead runs left half written."""
+    """Remove what dead runs left half written, and put back what they moved aside."""
+    for partial in out_dir.parent.glob(f".{out_dir.name}.partial-*"):
+        if _is_abandoned(partial):
+            shutil.rmtree(partial, ignore_errors=True)
     for old in sorted(out_dir.parent.glob(f".{out_dir.name}.old-*")):
         if out_dir.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(out_dir)
-    for partial in out_dir.parent.glob(f".{out_dir.name}.partial-*"):
-        if _is_abandoned(partial):
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make(stage: Path) -> int | None:
+    try:
+        stage.mkdir()
+        return _lock(stage)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot create {stage}: {error.strerror}",
+            "free space and permissions, and let no other run write the same folder",
+        ) from error
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder, even if an interrupt comes meanwhile."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _lock(folder: Path) -> int | None:
@@ -135,6 +158,11 @@ def _lock(folder: Path) -> int | None:
 def _is_abandoned(partial: Path) -> bool:
     try:
         handle = _lock(partial)
+    except BlockingIOError:
+        raise ArtifactError(
+            f"another run is writing {partial}",
+            "let no other run write the same folder: wait for it, or choose another folder",
+        ) from None
     except OSError:
         return False
     if handle is None:  # no locks here: removing a folder in use would be worse than keeping one
@@ -151,17 +179,31 @@ def _sync_tree(folder: Path) -> None:
 
 def _swap(stage: Path, out_dir: Path, overwrite: bool) -> None:
     """Rename `stage` to `out_dir`; what was there is whole, aside, until that is done."""
-    old = _sibling(out_dir, f"old-{os.getpid()}")
-    if overwrite and out_dir.exists():
-        out_dir.rename(old)
+    old = _sibling(out_dir, f"old-{secrets.token_hex(8)}")
     try:
-        stage.rename(out_dir)
+        if not overwrite or not out_dir.exists():
+            stage.rename(out_dir)
+        elif not _exchange(stage, out_dir):
+            out_dir.rename(old)
+            stage.rename(out_dir)
+        sync(out_dir.parent)
     except OSError as error:
-        if old.exists() and not out_dir.exists():
-            old.rename(out_dir)
         raise ArtifactError(
             f"cannot rename {stage.name} to {out_dir}: {error.strerror}",
             "let no other run write the same folder",
         ) from error
-    sync(out_dir.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old.exists() and not out_dir.exists():
+            old.rename(out_dir)
+        _discard(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give two folders each other's name at one moment, if the system and the disk can."""
+    if not sys.platform.startswith("linux"):
+        return False
+    call = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc has it since 2.28, musl 1.2.6
+    names = os.fsencode(one), os.fsencode(other)
+    if call is None:
+        return False
+    return bool(call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
