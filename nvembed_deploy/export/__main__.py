@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -15,15 +16,19 @@ from nvembed_deploy import cli
 from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.errors import ArtifactError, MissingPackageError, RecipeError
 from nvembed_deploy.export.recipe import OPSETS, ExportRecipe, load_recipe
-from nvembed_deploy.spec import PoolerForm, Precision
+from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
 
 _EXAMPLES = """examples:
   nvembed-deploy export ./NV-Embed-v2 ./nv-embed-v2-fp16
   nvembed-deploy export ./NV-Embed-v2 ./out --precision bf16 --opset 20
   nvembed-deploy export --recipe export/fp16.toml ./NV-Embed-v2 ./out --dry-run
 """
-_BYTES_PER_SECOND = 250e6
-"""Assumed by --dry-run: reading, transposing, hashing and fsync on an ordinary cloud disk."""
+_WRITTEN_BYTES_PER_SECOND, _FOLDED_FLOPS_PER_SECOND = 240e6, 55e9
+_CHECKED_PARAMETERS_PER_SECOND = 40e6
+_IMPORT_BYTES, _BYTES_PER_PARAMETER = 512 << 20, 10
+"""What --dry-run assumes. Source: docs/numerics.md, full width, 2 cores, fp16: 71 s to write and
+215 s to check 32 layers, 17 s and 40 s for 8, of each 5 s to fold the pooler; 1.28 GiB above the
+imports for the 134M parameters of the largest tensor, whatever the depth."""
 _NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
 """Disk beside the weights: per node, per weight's name (twice), per token of a built tokenizer."""
 _FILES = (
@@ -134,7 +139,6 @@ def _progress(quiet: bool) -> Any:  # noqa: ANN401 - imported late
 
 def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported late
     spec, num_bytes = planned.checkpoint.spec, _num_bytes(planned)
-    largest = max(entry.num_bytes for entry in planned.block.weights)
     return {
         "checkpoint": str(planned.checkpoint.path),
         "out": str(out),
@@ -146,9 +150,27 @@ def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported
         "files": list(_FILES),
         "bytes": num_bytes,
         "num_nodes": len(planned.block.builder.nodes),
-        "peak_ram_bytes": 4 * largest + (300 << 20),
-        "seconds": round(num_bytes / _BYTES_PER_SECOND, 1),
+        **_estimates(planned),
     }
+
+
+def _estimates(planned: Any) -> dict[str, Any]:  # noqa: ANN401 - imported late
+    """Return the peak memory, imports included, and the seconds to write and to check."""
+    sizes = [math.prod(entry.shape) for entry in planned.block.weights]
+    fold = _fold_flops(planned.checkpoint.spec) / _FOLDED_FLOPS_PER_SECOND
+    is_folded = planned.recipe.pooler is PoolerForm.FOLDED
+    writing = planned.num_bytes / _WRITTEN_BYTES_PER_SECOND + (fold if is_folded else 0)
+    return {
+        "peak_ram_bytes": _IMPORT_BYTES + _BYTES_PER_PARAMETER * max(sizes),
+        "seconds": round(writing, 1),
+        "self_check_seconds": round(sum(sizes) / _CHECKED_PARAMETERS_PER_SECOND, 1),
+    }
+
+
+def _fold_flops(spec: ModelSpec) -> int:
+    """Return the operations that fold K into Q and V into the output, for each head and latent."""
+    pooler, hidden = spec.pooler, spec.backbone.hidden_size
+    return 4 * pooler.num_latents * pooler.num_heads * pooler.head_width * hidden
 
 
 def _num_bytes(planned: Any) -> int:  # noqa: ANN401 - imported late
@@ -174,8 +196,8 @@ def _plan_text(plan: dict[str, Any]) -> str:
         f"{plan['num_nodes']} nodes\n"
         f"files {', '.join(plan['files'])}\n"
         f"disk {cli.human_bytes(plan['bytes'])}, peak memory about "
-        f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {plan['seconds']:.0f} s plus the "
-        f"self-check\nnothing was written (--dry-run)"
+        f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {plan['seconds']:.0f} s to write and "
+        f"{plan['self_check_seconds']:.0f} s to check\nnothing was written (--dry-run)"
     )
 
 

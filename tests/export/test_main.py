@@ -1,0 +1,205 @@
+"""Tests of the export command line: its plan, its answers, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nvembed_deploy.artifact import LAYOUT, open_artifact
+from nvembed_deploy.export.__main__ import _estimates, main
+from nvembed_deploy.export.graph import GraphOptions, author_graph
+from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
+from tests import factories
+
+GIB = 1 << 30
+MEASURED = {8: (4.2e9, 17, 40), 32: (14.7e9, 71, 215)}
+"""Layers at full width: bytes, seconds to write and to check. Source: docs/numerics.md."""
+MEASURED_PEAK = 0.5 * GIB + 1.28 * GIB
+"""The interpreter's imports, and the most above them. Source: docs/numerics.md."""
+PLAN_KEYS = {
+    "checkpoint": str,
+    "out": str,
+    "model": str,
+    "layers": int,
+    "hidden_size": int,
+    "adapter": bool,
+    "precision": str,
+    "opset": int,
+    "pooler": str,
+    "files": list,
+    "bytes": int,
+    "num_nodes": int,
+    "peak_ram_bytes": int,
+    "seconds": float,
+    "self_check_seconds": float,
+}
+
+
+@pytest.fixture
+def export(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., SimpleNamespace]:
+    """Run the command on the tiny checkpoint, to the folder `out`."""
+
+    def run(*options: object) -> SimpleNamespace:
+        code = main([str(tiny_checkpoint), str(tmp_path / "out"), *map(str, options)])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_plan_writes_nothing_and_knows_the_size(
+    export: Callable[..., SimpleNamespace], tmp_path: Path, precision: str
+) -> None:
+    dry = export("--precision", precision, "--dry-run", "--json")
+    assert (dry.code, dry.err, list(tmp_path.iterdir())) == (0, "", [])
+    plan = json.loads(dry.out)
+    assert {key: type(plan[key]) for key in PLAN_KEYS} == PLAN_KEYS
+    done = export("--precision", precision)
+    assert done.code == 0, done.err
+    assert plan["bytes"] == pytest.approx(folder_bytes(tmp_path / "out"), rel=0.05)
+    assert sorted(plan["files"]) == sorted(p.name for p in (tmp_path / "out").iterdir())
+
+
+def test_the_plan_is_readable(export: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    dry = export("--dry-run")
+    for said in ("3 layers", "fp16, opset 23, folded pooler", "model.onnx_data", "peak memory"):
+        assert said in dry.out
+    assert dry.out.endswith("to check\nnothing was written (--dry-run)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layers", MEASURED)
+def test_time_and_memory_of_the_full_width_are_told_within_a_half(layers: int) -> None:
+    num_bytes, writing, checking = MEASURED[layers]
+    spec = factories.with_layers(ModelSpec(), layers)
+    block = author_graph(spec, GraphOptions(Precision.FP16, 23, PoolerForm.FOLDED))
+    size = sum(entry.num_bytes for entry in block.weights)
+    assert size == pytest.approx(num_bytes, rel=0.01)
+    planned = SimpleNamespace(
+        checkpoint=SimpleNamespace(spec=spec), recipe=ExportRecipe(), block=block, num_bytes=size
+    )
+    told = _estimates(planned)
+    for got, measured in (
+        (told["seconds"], writing),
+        (told["self_check_seconds"], checking),
+        (told["peak_ram_bytes"], MEASURED_PEAK),
+    ):
+        assert measured / 1.5 <= got <= measured * 1.5
+
+
+def test_json_is_the_manifest_with_place_and_time(
+    export: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    done = export("--json", "--precision", "fp32")
+    assert (done.code, done.err) == (0, "")
+    answer = json.loads(done.out)
+    assert answer.pop("seconds") > 0
+    assert answer.pop("out") == str(tmp_path / "out")
+    assert answer == json.loads((tmp_path / "out" / LAYOUT.manifest).read_text())
+
+
+def test_an_existing_folder_is_replaced_only_when_asked(
+    export: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    assert export("--precision", "fp32").code == 0
+    before = (tmp_path / "out" / LAYOUT.manifest).read_bytes()
+    refused = export("--precision", "fp16")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == (
+        f"error: {tmp_path / 'out'} exists\nfix: choose another folder, or add --overwrite\n"
+    )
+    assert (tmp_path / "out" / LAYOUT.manifest).read_bytes() == before
+    assert export("--precision", "fp16", "--dry-run").code == 0
+    assert (tmp_path / "out" / LAYOUT.manifest).read_bytes() == before
+    assert export("--precision", "fp16", "--overwrite").code == 0
+    assert open_artifact(tmp_path / "out", "full").manifest.precision is Precision.FP16
+
+
+def test_a_folder_of_something_else_is_never_replaced(
+    export: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    refused = export("--overwrite")
+    assert refused.code == 2
+    assert "it has no manifest.json, so something else made it" in refused.err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_the_command_line_beats_the_recipe_and_the_recipe_the_defaults(
+    export: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('out = "elsewhere"\nprecision = "bf16"\nopset = 20\npooler = "faithful"\n')
+    plan = json.loads(export("--recipe", recipe, "--dry-run", "--json").out)
+    assert (plan["precision"], plan["opset"], plan["pooler"]) == ("bf16", 20, "faithful")
+    assert plan["out"] == str(tmp_path / "out")
+    options = ("--precision", "fp32", "--opset", 23, "--pooler", "folded")
+    plan = json.loads(export("--recipe", recipe, *options, "--dry-run", "--json").out)
+    assert (plan["precision"], plan["opset"], plan["pooler"]) == ("fp32", 23, "folded")
+
+
+def test_a_recipe_may_name_both_folders(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    out = tmp_path / "out"
+    recipe.write_text(f"checkpoint = {json.dumps(str(tiny_checkpoint))}\nout = '{out}'\n")
+    assert main(["--recipe", str(recipe)]) == 0
+    assert capsys.readouterr().out.startswith(f"wrote {out} in ")
+    assert open_artifact(out, "full").manifest.recipe["precision"] == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [
+        ("onnx", "export"),
+        ("onnx_ir", "export"),
+        ("torch", "export"),
+        ("transformers", "export"),
+        ("onnxruntime", "onnx"),
+    ],
+)
+def test_a_missing_package_is_named_before_anything_is_written(
+    export: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "nvembed_deploy.export.pipeline", raising=False)
+    missed = export()
+    assert (missed.code, missed.out) == (3, "")
+    problem, fix = missed.err.splitlines()
+    assert problem.endswith(f"needs {package}, which is not installed")
+    assert fix == f"fix: pip install 'nvembed-deploy[{extra}]'"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    export: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    refused = export("--precision", "fp32")
+    assert refused.code == 2
+    assert f"error: {tmp_path} has 1000 B free, the artifact needs 7" in refused.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_parent_folder_is_named(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
+    assert main([str(tiny_checkpoint), str(tmp_path / "no" / "out")]) == 2
+    assert f"error: {tmp_path / 'no'} does not exist\nfix: create it" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""Tests of nvembed_deploy/export/pipeline.py: every way to the weights gives the same vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from nvembed_deploy import load_encoder
+from nvembed_deploy.artifact import hash_file, read_manifest
+from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
+from nvembed_deploy.model.names import released_name
+from nvembed_deploy.spec import Precision
+from tests import factories
+from tests.model.test_adapter import write_adapter
+
+FP32 = ExportRecipe(precision=Precision.FP32)
+TEXTS = ["the cat sat on the mat", "", "🦀 emoji", "then there was another one " * 20]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_dora": True}, {"use_rslora": True}, {"use_dora": True, "use_rslora": True}],
+    ids=["lora", "dora", "rslora", "dora-rslora"],
+)
+def test_an_adapter_is_in_the_artifact_as_in_the_checkpoint(
+    tmp_path: Path, tiny_base: Path, tiny_pooler: Path, tiny_artifact: Path, options: Any
+) -> None:
+    write_adapter(tiny_base, tmp_path / "adapter", **options)
+    parts = Parts(tiny_base, tmp_path / "adapter", tiny_pooler, pooler_spec=factories.TINY.pooler)
+    assemble_checkpoint(parts, tmp_path / "checkpoint")
+    run_export(plan_export(tmp_path / "checkpoint", FP32), tmp_path / "artifact")
+    with (
+        load_encoder(tmp_path / "artifact", "onnx") as graph,
+        load_encoder(tmp_path / "checkpoint", "torch") as oracle,
+        load_encoder(tiny_artifact, "onnx") as without,
+    ):
+        got, expected, plain = (encoder.encode(TEXTS) for encoder in (graph, oracle, without))
+    assert np.abs(got - expected).max() <= 2e-6
+    assert np.abs(got - plain).max() >= 0.01, "the adapter changes nothing: this proves nothing"
+
+
+def test_the_manifest_says_where_the_artifact_comes_from(
+    tmp_path: Path, tiny_base: Path, tiny_pooler: Path
+) -> None:
+    write_adapter(tiny_base, tmp_path / "adapter")
+    parts = Parts(
+        tiny_base, tmp_path / "adapter", tiny_pooler, pooler_spec=factories.TINY.pooler, name="mine"
+    )
+    assemble_checkpoint(parts, tmp_path / "checkpoint")
+    run_export(plan_export(tmp_path / "checkpoint", FP32), tmp_path / "artifact")
+    source = read_manifest(tmp_path / "artifact").source
+    assert source["name"] == "mine"
+    assert source["sha256"] == {
+        "checkpoint.json": hash_file(tmp_path / "checkpoint" / "checkpoint.json"),
+        "adapter_model.safetensors": hash_file(
+            tmp_path / "checkpoint" / "adapter" / "adapter_model.safetensors"
+        ),
+    }
+
+
+def test_a_damaged_tensor_stops_the_export_and_nothing_is_left(tmp_path: Path) -> None:
+    checkpoint = factories.write_released(tmp_path / "checkpoint", num_shards=1)
+    shard = checkpoint / "model-00001-of-00001.safetensors"
+    key = released_name("backbone.layers.2.mlp.down_proj.weight")
+    tensors = load_file(shard)
+    tensors[key][3, 4] = np.inf
+    save_file(tensors, shard)
+    with pytest.raises(CheckpointError, match=r"down_proj.*model-00001.*inf at \(3, 4\)"):
+        run_export(plan_export(checkpoint, FP32), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [checkpoint]
