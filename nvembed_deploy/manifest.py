@@ -75,6 +75,11 @@ class Manifest:
         """Whether the parity suite ran on this artifact and passed."""
         return self.parity is not None and self.parity.get("passed") is True
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any linear is stored in other numbers than the graph's own."""
+        return not {precision.value for precision in Precision}.issuperset(self.linears)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` reads it back."""
         return asdict(self)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "nvembed_deploy"
 
 LAYERS = (
-    {"errors", "spec"},
+    {"engine_record", "errors", "spec"},
     {"cli", "config", "gguf_header", "manifest", "staging", "tensordtype", "text"},
     {"artifact", "gguf_tokenizer", "tensorrt_api", "tensorwriter"},
     {"tensorfile"},
@@ -37,8 +37,11 @@ TESTED_IN = {
     "manifest": "test_artifact",
     "staging": "test_artifact",
     "export/builder": "export/test_graph",
+    "export/check_texts": "export/test_check",
     "export/dialect": "export/test_graph",
-    "export/linear": "export/test_graph",
+    "export/formats": "export/test_quantize",
+    "export/linear_weights": "export/test_linear",
+    "export/nearest": "export/test_linear",
     "export/pooler": "export/test_graph",
     "export/memory": "export/test_check",
     "export/pipeline": "e2e/test_checkpoint_to_encoder",

@@ -30,10 +30,14 @@ HEAVY = (
 )
 NEEDS = {
     "nvembed_deploy.export.builder": "onnx_ir",
+    "nvembed_deploy.export.calibrate": "torch",
     "nvembed_deploy.export.check": "onnx_ir",
+    "nvembed_deploy.export.compensate": "torch",
     "nvembed_deploy.export.dialect": "onnx_ir",
     "nvembed_deploy.export.graph": "onnx_ir",
+    "nvembed_deploy.export.linear": "onnx_ir",
     "nvembed_deploy.export.pipeline": "onnx",
+    "nvembed_deploy.export.pooler": "onnx_ir",
     "nvembed_deploy.export.weight_file": "onnx_ir",
     "nvembed_deploy.model.backbone": "torch",
     "nvembed_deploy.model.nvembed": "torch",

@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+DATA = ("nvembed_deploy/py.typed", "nvembed_deploy/export/calibration.jsonl")
 REQUIREMENTS = [PROJECT["dependencies"], *EXTRAS.values()]
 
 
@@ -50,7 +51,7 @@ def metadata(wheel: Path) -> Message:
 def test_it_holds_every_module_and_nothing_else(names: set[str]) -> None:
     package = ROOT / "nvembed_deploy"
     expected = {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
-    assert {n for n in names if ".dist-info/" not in n} == expected | {"nvembed_deploy/py.typed"}
+    assert {n for n in names if ".dist-info/" not in n} == expected | set(DATA)
 
 
 def test_it_holds_the_license_and_the_notice(names: set[str]) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 from nvembed_deploy import cli
 from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.errors import ArtifactError, MissingPackageError, RecipeError
-from nvembed_deploy.export.recipe import OPSETS, ExportRecipe, load_recipe
-from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
+from nvembed_deploy.export.formats import Rounding
+from nvembed_deploy.export.recipe import OPSETS, PRECISIONS, ExportRecipe, load_recipe
+from nvembed_deploy.spec import ModelSpec, PoolerForm
 
 _EXAMPLES = """examples:
   nvembed-deploy export ./NV-Embed-v2 ./nv-embed-v2-fp16
@@ -55,7 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", nargs="?", type=Path, help="artifact folder to write")
     parser.add_argument("--recipe", type=Path, help="TOML file with the options below")
     parser.add_argument(
-        "--precision", choices=[p.value for p in Precision], help="number format (default fp16)"
+        "--precision",
+        choices=PRECISIONS,
+        help="number format (default fp16); fp8 and int8: 8-bit linears, weights and inputs; "
+        "*-weight: 8- or 4-bit weights only",
+    )
+    parser.add_argument(
+        "--rounding",
+        choices=[r.value for r in Rounding],
+        help="of quantised weights: compensated on calibration texts (default), or nearest",
+    )
+    parser.add_argument(
+        "--keep", action="append", metavar="LINEAR", help="leave it in 16 bit; * matches (repeat)"
+    )
+    parser.add_argument(
+        "--calibration", type=Path, help="JSONL of your own texts: text, and instruction if any"
     )
     parser.add_argument(
         "--opset",
@@ -85,6 +100,9 @@ def export(args: argparse.Namespace) -> None:
             "precision": args.precision,
             "opset": args.opset,
             "pooler": args.pooler,
+            "rounding": args.rounding,
+            "keep": args.keep,
+            "calibration": str(args.calibration) if args.calibration else None,
         },
     )
     checkpoint, out = _paths(recipe)
@@ -112,7 +130,7 @@ def export(args: argparse.Namespace) -> None:
         return
     check = manifest.check or {}
     cli.say(
-        f"wrote {out} in {seconds:.1f} s: {manifest.precision.value}, "
+        f"wrote {out} in {seconds:.1f} s: {recipe.label}, "
         f"{cli.human_bytes(manifest.weights.bytes)}, opset {manifest.opset}\n"
         f"self-check passed ({check['method']}, {check['num_texts']} texts): cosine mean "
         f"{check['mean_cosine']:.7f}, min {check['min_cosine']:.7f}, largest difference "

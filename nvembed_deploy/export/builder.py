@@ -21,23 +21,36 @@ DATA_TYPES = {
     Precision.FP16: ir.DataType.FLOAT16,
     Precision.BF16: ir.DataType.BFLOAT16,
 }
-FILE_DTYPES = {Precision.FP32: "F32", Precision.FP16: "F16", Precision.BF16: "BF16"}
-"""Precision -> the name of its dtype in a safetensors header."""
+FILE_DTYPES = {
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.INT8: "I8",
+    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
+    ir.DataType.INT4: "U8",
+}
+"""ONNX's dtypes by their names in a safetensors header; 4-bit values lie two in a byte."""
 
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """A weight the graph refers to: its name in the file, precision and shape as stored."""
+    """A weight the graph refers to: its name in the file, dtype and shape."""
 
     name: str
-    precision: Precision
+    dtype: ir.DataType
     shape: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
         """Its size in the file."""
-        bits = 8 * DATA_TYPES[self.precision].itemsize
-        return int(np.prod(self.shape, dtype=np.int64) * bits) // 8
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.bitwidth // 8
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Its shape in the file: a row of 4-bit values has half as many bytes."""
+        if self.dtype is not ir.DataType.INT4:
+            return self.shape
+        return (*self.shape[:-1], self.shape[-1] // 2)
 
 
 class GraphBuilder:
@@ -111,18 +124,19 @@ class GraphBuilder:
 
     def weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
         """Declare a weight by its name in the weight file and return it, ready for arithmetic."""
-        value = self._declare(name, shape, self.stored)
+        value = self.declare(name, shape, DATA_TYPES[self.stored])
         if self.stored is self.compute:
             return value
         return self.op("Cast", value, to=DATA_TYPES[self.compute])
 
     def wide_weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
         """Declare a weight that is stored and used in float32 whatever the precision."""
-        return self._declare(name, shape, Precision.FP32)
+        return self.declare(name, shape, ir.DataType.FLOAT)
 
-    def _declare(self, name: str, shape: tuple[int, ...], precision: Precision) -> ir.Value:
+    def declare(self, name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
+        """Declare a tensor of the weight file and return it as it is stored."""
         if name not in self.weights:
-            self.weights[name] = WeightEntry(name, precision, shape)
+            self.weights[name] = WeightEntry(name, dtype, shape)
             self.initializers[name] = ir.Value(name=name)
         return self.initializers[name]
 
@@ -143,7 +157,7 @@ class GraphBuilder:
         for name, entry in self.weights.items():
             value = self.initializers[name]
             value.const_value = data.tensor(entry)
-            value.type = ir.TensorType(DATA_TYPES[entry.precision])
+            value.type = ir.TensorType(entry.dtype)
             value.shape = ir.Shape(entry.shape)
         graph = ir.Graph(
             inputs,
@@ -165,12 +179,11 @@ class WeightData:
 
     def tensor(self, entry: WeightEntry) -> ir.ExternalTensor:
         """Return the reference an ONNX initializer keeps."""
-        dtype = DATA_TYPES[entry.precision]
         return ir.ExternalTensor(
             location=self.path.name,
             offset=self.offsets[entry.name],
             length=entry.num_bytes,
-            dtype=dtype,
+            dtype=entry.dtype,
             shape=ir.Shape(entry.shape),
             name=entry.name,
             base_dir=self.path.parent,

@@ -8,7 +8,7 @@ it fits in memory, else block by block as well. It is never skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,32 +16,14 @@ import onnx_ir as ir
 
 from nvembed_deploy.errors import GateError, MissingPackageError
 from nvembed_deploy.export.builder import WeightData
+from nvembed_deploy.export.check_texts import check_batches
+from nvembed_deploy.export.formats import Code
 from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_blocks, author_graph
 from nvembed_deploy.export.memory import available_bytes, give_back
+from nvembed_deploy.export.rotation import Rotation
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.spec import Precision
-from nvembed_deploy.text import Batch, Tokenizer, collate
-
-INSTRUCTION = "Given a question, retrieve passages that answer the question"
-_QUERIES = (
-    "which planet has the most moons?",
-    "how do I undo the last git commit but keep my changes?",
-    "比特币是怎么挖出来的？",
-)
-_PASSAGES = (
-    "Saturn has 146 confirmed moons, more than any other planet of the solar system.",
-    "git reset --soft HEAD~1 moves the branch back one commit and leaves the index as it was.",
-    "A short one.",
-    "🦀🐍 emoji only 🎉",
-    "",
-)
-_SHORT_TOKENS, _LONG_TOKENS = 96, 320
-"""Enough to cross instruction, padding and length, few enough for a 7B model on two cores."""
-_LONG = " ".join(
-    f"Section {i}: the quick brown fox jumps over lazy dog number {i * i % 97}, while a careful "
-    "engineer writes down what was measured, on which machine, and what it means."
-    for i in range(1, 9)
-)
+from nvembed_deploy.text import Batch, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -58,7 +40,13 @@ TOLERANCES = {
     Precision.FP16: Tolerance(0.9999, 0.999, 1e-2),
     Precision.BF16: Tolerance(0.999, 0.99, 5e-2),
 }
-"""Measured on the 135M demo model: see docs/numerics.md."""
+QUANTIZED_TOLERANCES = {
+    Code.FP8: Tolerance(0.97, 0.85, 0.3),
+    Code.INT8: Tolerance(0.98, 0.9, 0.2),
+    Code.INT4: Tolerance(0.9, 0.7, 0.4),
+}
+"""Measured on the 135M demo model: see docs/numerics.md. They catch a graph that is wrong; whether
+a quantised one may replace the checkpoint is decided on real texts."""
 _WHOLE_FACTOR = 3.0
 """ONNX Runtime's peak memory over float32 weights, for graphs whose weights it prepacks."""
 
@@ -89,15 +77,8 @@ class Subject:
     options: GraphOptions
     data: WeightData
     tokenizer: Tokenizer
-
-
-def check_batches(tokenizer: Tokenizer) -> list[Batch]:
-    """Return the built-in texts as two batches: short ones of mixed lengths, and a long one."""
-    queries = tokenizer.tokenize(_QUERIES, instruction=INSTRUCTION, max_tokens=_SHORT_TOKENS)
-    passages = tokenizer.tokenize(_PASSAGES, max_tokens=_SHORT_TOKENS)
-    long = tokenizer.tokenize([_LONG], max_tokens=_LONG_TOKENS)
-    pad = tokenizer.spec.pad_id
-    return [collate([*queries, *passages], pad), collate(long, pad)]
+    rotation: Rotation | None = None
+    """Of the token states, where the graph keeps them rotated."""
 
 
 def check_graph(
@@ -155,7 +136,10 @@ def _run(
     for position, states in enumerate(oracle):
         give_back()
         got = runner.step()
-        error = max(_relative(a, b) for a, b in zip(states, got, strict=True))
+        is_last = position == weights.spec.backbone.num_layers + 1
+        rotation = None if is_last else subject.rotation
+        same = [rotation(state) for state in states] if rotation else states
+        error = max(_relative(a, b) for a, b in zip(same, got, strict=True))
         if error > largest:
             worst, largest = f"block {position} ({error:.2e} of its size)", error
         last = states
@@ -245,7 +229,12 @@ def _runnable(options: GraphOptions) -> GraphOptions:
     """ONNX Runtime's CPU has no bfloat16 kernels: run such weights in float32 arithmetic."""
     if options.precision is not Precision.BF16:
         return options
-    return GraphOptions(options.precision, options.opset, options.pooler_form, Precision.FP32)
+    return replace(options, compute=Precision.FP32)
+
+
+def _tolerance(options: GraphOptions) -> Tolerance:
+    linear = options.formats.linear
+    return TOLERANCES[options.precision] if linear is None else QUANTIZED_TOLERANCES[linear.code]
 
 
 def _input(batch: Batch, name: str, hidden: np.ndarray | None = None) -> np.ndarray:
@@ -265,7 +254,7 @@ def _report(weights: Weights, subject: Subject, pairs: _Pairs, drift: _Drift) ->
     expected_ND, got_ND = pairs.expected_ND.astype(np.float64), pairs.got_ND.astype(np.float64)
     norms = np.linalg.norm(expected_ND, axis=1) * np.linalg.norm(got_ND, axis=1)
     cosines = (expected_ND * got_ND).sum(1) / np.maximum(norms, 1e-12)
-    tolerance = TOLERANCES[subject.options.precision]
+    tolerance = _tolerance(subject.options)
     mean, low = float(cosines.mean()), float(cosines.min())
     max_abs = float(np.abs(expected_ND - got_ND).max())
     runnable = _runnable(subject.options)

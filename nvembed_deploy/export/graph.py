@@ -9,15 +9,17 @@ Shapes: B batch, S sequence, D hidden, H heads, K head width, L latents, F feed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder, WeightEntry
 from nvembed_deploy.export.dialect import DIALECTS, DROPPED, Angles
+from nvembed_deploy.export.formats import Formats
 from nvembed_deploy.export.linear import LinearWriter
 from nvembed_deploy.export.pooler import PoolerWriter, unit_length
+from nvembed_deploy.export.rotation import UNROTATE, feature_block, hadamard
 from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
 
 INPUTS = ("input_ids", "attention_mask", "pool_mask")
@@ -27,12 +29,18 @@ HIDDEN = "hidden"
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """How to write the graph. `compute` differs from `precision` only for checks (see builder)."""
+    """How to write the graph.
+
+    `precision` is that of the arithmetic and of what is not quantised; `compute` differs from it
+    only for checks (see builder). `rotates`: the weights are those of `rotation.py`.
+    """
 
     precision: Precision = Precision.FP32
     opset: int = 23
     pooler_form: PoolerForm = PoolerForm.FOLDED
     compute: Precision | None = None
+    formats: Formats = field(default_factory=Formats)
+    rotates: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class _Author:
         self.spec, self.options = spec, options
         compute = options.compute or options.precision
         self.b = GraphBuilder(compute, options.precision)
-        self.linear = LinearWriter(self.b)
+        self.linear = LinearWriter(self.b, options.formats)
         self.dialect = DIALECTS[options.opset](self.b, spec.backbone)
 
     def mask_input(self, name: str) -> ir.Value:
@@ -170,8 +178,17 @@ class _Author:
             gate = self.linear(normal, prefix + "mlp.gate_proj", (hidden, wide))
             up = self.linear(normal, prefix + "mlp.up_proj", (hidden, wide))
             gated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
+            gated = self._rotated_features(gated) if self.options.rotates else gated
             update = self.linear(gated, prefix + "mlp.down_proj", (wide, hidden))
             return b.op("Add", hidden_BSD, self.b.widen(update))
+
+    def _rotated_features(self, gated_BSF: ir.Value) -> ir.Value:
+        """Rotate blocks of features; down_proj's weight undoes it."""
+        b, size = self.b, feature_block(self.spec)
+        matrix = b.table(f"hadamard_{size}", hadamard(size).astype(DATA_TYPES[b.compute].numpy()))
+        blocks = b.op("Reshape", gated_BSF, b.constant([0, 0, -1, size]))
+        wide = b.constant([0, 0, self.spec.backbone.intermediate_size])
+        return b.op("Reshape", b.op("MatMul", blocks, matrix), wide)
 
     def rms_norm(self, hidden_BSD: ir.Value, name: str) -> ir.Value:
         """Return the normalised states, float32 like the states and the gain."""
@@ -183,6 +200,10 @@ class _Author:
         writer = PoolerWriter(self.b, self.linear, self.spec, self.options.pooler_form)
         with self.b.scope("pooler"):
             states = self.rms_norm(hidden_BSD, "backbone.norm.weight")
+            if self.options.rotates:
+                size = self.spec.backbone.hidden_size
+                matrix = self.b.weight(UNROTATE + ".weight_t", (size, size))
+                states = self.b.widen(self.b.op("MatMul", self.b.narrow(states), matrix))
             output = unit_length(self.b, writer(states, pool_mask_BS))
         output.name = OUTPUT
         return output

@@ -1,24 +1,90 @@
-"""This file owns writing a linear: a product with a stored weight, and its bias."""
+"""This file owns writing a linear: a product with a stored weight, quantised or not, and its bias.
+
+Quantised weights are explicit: codes, scales and DequantizeLinear; inputs pass QuantizeLinear and
+DequantizeLinear. An engine that fuses the three computes in 8 bits, any other gives equal values.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from nvembed_deploy.export.builder import GraphBuilder
+from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder
+from nvembed_deploy.export.formats import Activations, Code, Formats, LinearFormat
+
+CODE_TYPES = {
+    Code.INT8: ir.DataType.INT8,
+    Code.INT4: ir.DataType.INT4,
+    Code.FP8: ir.DataType.FLOAT8E4M3FN,
+}
+SMALLEST_ROW = 1e-4
+"""Rows below it are divided by it instead: float16 has 1/1e-4, and such a row is all but zero."""
 
 
 class LinearWriter:
     """Writes linears into a builder; their weights are stored transposed, as `NAME.weight_t`."""
 
-    def __init__(self, builder: GraphBuilder) -> None:
-        """Write into `builder`."""
-        self._b = builder
+    def __init__(self, builder: GraphBuilder, formats: Formats) -> None:
+        """Write into `builder`, each linear in its format."""
+        self._b, self._formats = builder, formats
+        self._rows: dict[tuple[str, Code], tuple[ir.Value, ir.Value]] = {}
+        self._tensors: dict[str, ir.Value] = {}
 
     def __call__(
         self, x: ir.Value, name: str, sizes: tuple[int, int], bias: bool = False
     ) -> ir.Value:
         """Return x [.., in] @ W [in, out] (+ b), in the graph's precision."""
-        product = self._b.op("MatMul", x, self._b.weight(name + ".weight_t", sizes), name=name)
+        form = self._formats.of(name, sizes[0])
+        if form is None:
+            product = self._b.op("MatMul", x, self._b.weight(name + ".weight_t", sizes), name=name)
+        elif form.activations is Activations.ROW:
+            product = self._by_row(x, name, sizes, form)
+        else:
+            x = self._by_tensor(x, name, form) if form.activations is Activations.STATIC else x
+            product = self._b.op("MatMul", x, self._dequantized(name, sizes, form), name=name)
         if not bias:
             return product
         return self._b.op("Add", product, self._b.weight(name + ".bias", sizes[1:]))
+
+    def _by_row(
+        self, x: ir.Value, name: str, sizes: tuple[int, int], form: LinearFormat
+    ) -> ir.Value:
+        """Quantise x / rowmax(|x|), multiply, and multiply the rows by rowmax(|x|) again."""
+        b, key = self._b, (str(x.name), form.code)
+        if key not in self._rows:  # q, k and v share an input, gate and up another
+            self._rows[key] = self._quantized_rows(x, form.code)
+        rows, largest = self._rows[key]
+        product = b.op("MatMul", rows, self._dequantized(name, sizes, form), name=name)
+        return b.op("Mul", product, largest)
+
+    def _quantized_rows(self, x: ir.Value, code: Code) -> tuple[ir.Value, ir.Value]:
+        b = self._b
+        largest = b.op("ReduceMax", b.op("Abs", x), b.constant([-1]), keepdims=1)
+        largest = b.op("Max", largest, b.constant(SMALLEST_ROW))
+        scale, zero = b.constant(1 / code.greatest), self._zero(code)
+        codes = b.op("QuantizeLinear", b.op("Div", x, largest), scale, zero)
+        return b.op("DequantizeLinear", codes, scale, zero), largest
+
+    def _by_tensor(self, x: ir.Value, name: str, form: LinearFormat) -> ir.Value:
+        """Quantise x in one calibrated range for all tokens and texts."""
+        b, key = self._b, str(x.name)
+        if key not in self._tensors:
+            scale = b.declare(name + ".input_scale", (), DATA_TYPES[b.compute])
+            zero = self._zero(form.code)
+            codes = b.op("QuantizeLinear", x, scale, zero)
+            self._tensors[key] = b.op("DequantizeLinear", codes, scale, zero)
+        return self._tensors[key]
+
+    def _zero(self, code: Code) -> ir.Value:
+        dtype = CODE_TYPES[code]
+        return self._b.table(f"zero_{dtype.name.lower()}", np.zeros((), dtype.numpy()))
+
+    def _dequantized(self, name: str, sizes: tuple[int, int], form: LinearFormat) -> ir.Value:
+        b, compute = self._b, DATA_TYPES[self._b.compute]
+        codes = b.declare(name + ".weight_t", sizes, CODE_TYPES[form.code])
+        if form.block is None:
+            scale = b.declare(name + ".weight_scale", sizes[1:], compute)
+            return b.op("DequantizeLinear", codes, scale, axis=1)
+        blocks = (sizes[0] // form.block, sizes[1])
+        scale = b.declare(name + ".weight_scale", blocks, compute)
+        return b.op("DequantizeLinear", codes, scale, axis=0, block_size=form.block)

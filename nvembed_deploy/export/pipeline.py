@@ -8,6 +8,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,26 @@ from nvembed_deploy.artifact import (
     write_manifest,
 )
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
+from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
+from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import Block, GraphOptions, author_graph
+from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
+from nvembed_deploy.export.nearest import NearestQuantizer
 from nvembed_deploy.export.progress import Progress, SilentProgress
 from nvembed_deploy.export.recipe import ExportRecipe
-from nvembed_deploy.export.weight_file import WeightFile, write_weights
+from nvembed_deploy.export.rotation import RotatedWeights, Rotation
+from nvembed_deploy.export.weight_file import Quantizer, WeightFile, write_weights
 from nvembed_deploy.model.weights import Weights, open_weights
-from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.spec import ModelSpec, PoolerForm
 from nvembed_deploy.text import Tokenizer
 
+_LINEAR_NAMES = {
+    "float": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float8e4m3fn": "fp8",
+}
 _TOOLS = ("nvembed-deploy", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers", "torch")
 
 
@@ -57,7 +70,18 @@ class Export:
     @property
     def options(self) -> GraphOptions:
         """How the graph is written."""
-        return GraphOptions(self.recipe.precision, self.recipe.opset, self.recipe.pooler)
+        return graph_options(self.recipe)
+
+
+def graph_options(recipe: ExportRecipe) -> GraphOptions:
+    """Return how a recipe's graph is written."""
+    return GraphOptions(
+        recipe.precision,
+        recipe.opset,
+        recipe.pooler,
+        formats=recipe.formats,
+        rotates=recipe.rotates,
+    )
 
 
 def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
@@ -68,8 +92,8 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
     """
     checkpoint = open_checkpoint(checkpoint_path)
     weights = open_weights(checkpoint)
-    options = GraphOptions(recipe.precision, recipe.opset, recipe.pooler)
-    return Export(checkpoint, weights, recipe, author_graph(checkpoint.spec, options))
+    block = author_graph(checkpoint.spec, graph_options(recipe))
+    return Export(checkpoint, weights, recipe, block)
 
 
 def run_export(
@@ -86,9 +110,7 @@ def run_export(
     with staged_artifact(out_dir, overwrite=overwrite) as stage:
         _write_text_files(export, stage)
         with progress.step("weights", export.num_bytes) as advance:
-            file = write_weights(
-                stage / LAYOUT.weights, export.block.weights, export.weights, advance
-            )
+            file = _write_weights(export, stage, advance)
         with progress.step("graph", None):
             _write_graph(export.block, file, stage / LAYOUT.graph)
         blocks = export.checkpoint.spec.backbone.num_layers + 2
@@ -103,9 +125,31 @@ def _write_text_files(export: Export, stage: Path) -> None:
     """Write tokenizer and Hugging Face configs, under the names other tools look for."""
     spec = export.checkpoint.spec
     write_tokenizer(export.checkpoint, stage / LAYOUT.tokenizer)
-    Tokenizer.load(stage / LAYOUT.tokenizer, spec.text, spec.backbone.vocab_size)
+    _tokenizer(export, stage)
     _write_json(stage / LAYOUT.config, _config(spec))
     _write_json(stage / "tokenizer_config.json", _tokenizer_config(spec, stage / LAYOUT.tokenizer))
+
+
+def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) -> WeightFile:
+    recipe, weights = export.recipe, export.weights
+    weights = RotatedWeights(weights, recipe.seed) if recipe.rotates else weights
+    with open_linears(weights, is_folded=recipe.pooler is PoolerForm.FOLDED) as linears:
+        quantizer = _quantizer(export, stage, linears)
+        path = stage / LAYOUT.weights
+        return write_weights(path, export.block.weights, linears, quantizer, on_bytes=advance)
+
+
+def _quantizer(export: Export, stage: Path, linears: LinearWeights) -> Quantizer | None:
+    recipe = export.recipe
+    if recipe.formats.linear is None:
+        return None
+    if recipe.rounding is Rounding.NEAREST:
+        return NearestQuantizer(linears, recipe.formats)
+    from nvembed_deploy.export.calibrate import CompensatingQuantizer
+
+    path = Path(recipe.calibration) if recipe.calibration else None
+    texts = Calibration(path, recipe.calibration_texts, recipe.calibration_tokens, recipe.seed)
+    return CompensatingQuantizer(linears, recipe.formats, texts.batches(_tokenizer(export, stage)))
 
 
 def _write_graph(block: Block, file: WeightFile, path: Path) -> None:
@@ -114,24 +158,29 @@ def _write_graph(block: Block, file: WeightFile, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
+def _tokenizer(export: Export, stage: Path) -> Tokenizer:
+    spec = export.checkpoint.spec
+    return Tokenizer.load(stage / LAYOUT.tokenizer, spec.text, spec.backbone.vocab_size)
+
+
 def _check(export: Export, file: WeightFile, stage: Path, on_block: Any) -> CheckReport:  # noqa: ANN401
-    tokenizer = Tokenizer.load(
-        stage / LAYOUT.tokenizer,
-        export.checkpoint.spec.text,
-        export.checkpoint.spec.backbone.vocab_size,
-    )
-    return check_graph(export.weights, Subject(export.options, file.data, tokenizer), on_block)
+    hidden, recipe = export.checkpoint.spec.backbone.hidden_size, export.recipe
+    rotation = Rotation(hidden, recipe.seed) if recipe.rotates else None
+    subject = Subject(export.options, file.data, _tokenizer(export, stage), rotation)
+    return check_graph(export.weights, subject, on_block)
 
 
 def _manifest(export: Export, file: WeightFile, report: CheckReport) -> Manifest:
     entries = export.block.weights
-    linears = [entry for entry in entries if entry.name.endswith(".weight_t")]
+    linears = Counter(
+        entry.dtype.name.lower() for entry in entries if entry.name.endswith(".weight_t")
+    )
     return Manifest(
         spec=export.checkpoint.spec,
         precision=export.recipe.precision,
         opset=export.recipe.opset,
         pooler_form=export.recipe.pooler,
-        linears={export.recipe.precision.value: len(linears)},
+        linears={_LINEAR_NAMES.get(kind, kind): count for kind, count in linears.items()},
         weights=WeightsSize(
             num_parameters=sum(int(np.prod(e.shape, dtype=np.int64)) for e in entries),
             bytes=file.num_bytes,

@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.export.formats import SCHEMES, Activations, Code, Formats, Rounding
 from nvembed_deploy.spec import PoolerForm, Precision
 
 OPSETS = (20, 23)
-_ENUMS: dict[str, type[Enum]] = {"precision": Precision, "pooler": PoolerForm}
+PRECISIONS = (*(precision.value for precision in Precision), *SCHEMES)
+"""What `precision` may be: a number format, or a scheme that quantises linears beside float16."""
+_ENUMS: dict[str, type[Enum]] = {
+    "precision": Precision,
+    "pooler": PoolerForm,
+    "activations": Activations,
+    "rounding": Rounding,
+}
+_INT4_OPSET = 21
 
 
 @dataclass(frozen=True)
@@ -24,13 +33,61 @@ class ExportRecipe:
     precision: Precision = Precision.FP16
     opset: int = 23
     pooler: PoolerForm = PoolerForm.FOLDED
+    scheme: str | None = None
+    """The name in `precision` where it quantises; `precision` is then that of everything else."""
+    activations: Activations | None = None
+    rotate: bool | None = None
+    rounding: Rounding = Rounding.COMPENSATED
+    keep: tuple[str, ...] = ()
+    calibration: str | None = None
+    calibration_texts: int = 256
+    calibration_tokens: int = 128
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """What --precision was: fp16, int8, ..."""
+        return self.scheme or self.precision.value
+
+    @property
+    def formats(self) -> Formats:
+        """How linears are quantised; empty where none is."""
+        if self.scheme is None:
+            return Formats()
+        linear = SCHEMES[self.scheme].linear
+        return Formats(
+            replace(linear, activations=self.activations or linear.activations), self.keep
+        )
+
+    @property
+    def rotates(self) -> bool:
+        """Whether outlier channels are spread first."""
+        if self.scheme is None:
+            return False
+        return SCHEMES[self.scheme].rotates if self.rotate is None else self.rotate
 
     def to_dict(self) -> dict[str, Any]:
         """Return what shaped the artifact, as plain JSON data (no paths)."""
-        return {
-            "precision": self.precision.value,
+        shaped: dict[str, Any] = {
+            "precision": self.label,
             "opset": self.opset,
             "pooler": self.pooler.value,
+        }
+        if self.formats.linear is None:
+            return shaped
+        shaped |= {
+            "activations": self.formats.linear.activations.value,
+            "rotate": self.rotates,
+            "rounding": self.rounding.value,
+            "keep": list(self.keep),
+            "seed": self.seed,
+        }
+        if self.rounding is Rounding.NEAREST:
+            return shaped
+        return shaped | {
+            "calibration": Path(self.calibration).name if self.calibration else "built-in",
+            "calibration_texts": self.calibration_texts,
+            "calibration_tokens": self.calibration_tokens,
         }
 
 
@@ -42,13 +99,14 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
     """
     values = _read(path) if path is not None else {}
     values |= {key: value for key, value in (overrides or {}).items() if value is not None}
-    known = {field.name for field in fields(ExportRecipe)}
+    known = {field.name for field in fields(ExportRecipe)} - {"scheme"}
     mistakes = [f"unknown key {key!r}" for key in sorted(set(values) - known)]
     clean: dict[str, Any] = {}
     for key in sorted(known & set(values)):
         value, mistake = _value(key, values[key])
         clean[key] = value
         mistakes += [mistake] if mistake else []
+    mistakes += _contradictions(clean)
     if mistakes:
         where = f"recipe {path}" if path is not None else "the options"
         raise RecipeError(
@@ -69,13 +127,65 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _value(key: str, value: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - TOML data
+    if key == "precision" and value in SCHEMES:
+        return value, None
     if key in _ENUMS:
-        names = [member.value for member in _ENUMS[key]]
+        names = list(PRECISIONS) if key == "precision" else [m.value for m in _ENUMS[key]]
         if value not in names:
             return None, f"{key} is {value!r}, expected one of {names}"
         return _ENUMS[key](value), None
     if key == "opset" and (type(value) is not int or value not in OPSETS):
         return None, f"opset is {value!r}, expected one of {list(OPSETS)}"
-    if key in ("checkpoint", "out") and not isinstance(value, str):
-        return None, f"{key} is {value!r}, expected a path"
-    return value, None
+    if key == "keep":
+        is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        mistake = f"keep is {value!r}, expected a list of names or patterns of linears"
+        return (tuple(value), None) if is_list else (None, mistake)
+    return value, _wrong_kind(key, value)
+
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "checkpoint": (str, "a path"),
+    "out": (str, "a path"),
+    "calibration": (str, "the path of a JSONL file"),
+    "rotate": (bool, "true or false"),
+    "calibration_texts": (int, "a whole number of at least 1"),
+    "calibration_tokens": (int, "a whole number of at least 1"),
+    "seed": (int, "a whole number of at least 0"),
+}
+
+
+def _wrong_kind(key: str, value: Any) -> str | None:  # noqa: ANN401 - TOML data
+    kind, expected = _KINDS.get(key, (object, ""))
+    is_wrong = kind is not object and type(value) is not kind
+    if is_wrong or (kind is int and value < (0 if key == "seed" else 1)):
+        return f"{key} is {value!r}, expected {expected}"
+    return None
+
+
+def _contradictions(clean: dict[str, Any]) -> list[str]:
+    """Move a scheme out of `precision`, and say which values do not go together."""
+    scheme = clean.get("precision")
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
+        only = sorted(_QUANTIZED_KEYS & set(clean))
+        return [f"{', '.join(only)} without a precision of {list(SCHEMES)}"] if only else []
+    clean |= {"precision": Precision.FP16, "scheme": scheme}
+    mistakes = []
+    if clean.get("pooler") is PoolerForm.FAITHFUL:
+        mistakes.append(f"precision {scheme} with the faithful pooler, which is for audits")
+    if SCHEMES[scheme].linear.code is Code.INT4 and clean.get("opset", _INT4_OPSET) < _INT4_OPSET:
+        mistakes.append(f"precision {scheme} with opset {clean['opset']}: INT4 needs opset 23")
+    if clean.get("activations") is Activations.STATIC and clean.get("rounding") is Rounding.NEAREST:
+        mistakes.append("static activations without calibration (rounding is 'nearest')")
+    return mistakes
+
+
+_QUANTIZED_KEYS = {
+    "activations",
+    "rotate",
+    "rounding",
+    "keep",
+    "calibration",
+    "calibration_texts",
+    "calibration_tokens",
+    "seed",
+}

@@ -1,4 +1,4 @@
-"""This file owns the bytes of an exported model: reading, folding, transposing, casting, writing.
+"""This file owns the bytes of an exported model: transposing, casting, packing, writing.
 
 Tensors pass through one at a time, in the order in which the graph uses them, so that memory does
 not grow with the number of layers. The file is a valid safetensors file, and ONNX's external data
@@ -8,29 +8,23 @@ at the same time: the graph's initializers refer to its tensors by offset.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.export.builder import FILE_DTYPES, WeightData, WeightEntry
-from nvembed_deploy.model.fold import FoldedAttention, fold_attention
-from nvembed_deploy.model.weights import Weights
-from nvembed_deploy.spec import Precision
+from nvembed_deploy.export.linear_weights import LinearWeights
+from nvembed_deploy.export.quantize import Quantized, pack_int4
 from nvembed_deploy.tensorfile import find_nonfinite
 from nvembed_deploy.tensorwriter import SafetensorsWriter
 
-_DTYPES = {
-    Precision.FP32: np.dtype(np.float32),
-    Precision.FP16: np.dtype(np.float16),
-    Precision.BF16: np.dtype(ml_dtypes.bfloat16),
-}
-_TRANSPOSED = ".weight_t"
-_SCORES, _VALUES = "pooler.scores.weight_t", "pooler.values.weight_t"
+_TRANSPOSED, _SCALE, _INPUT_SCALE = ".weight_t", ".weight_scale", ".input_scale"
+_CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
 _TILE = 64
 """Edge of the squares a transposition copies: 4x as fast as numpy's own on 4096-wide float16
 (1.18 against 0.29 GB/s, one core of a Xeon with AMX, 2026-11-23)."""
@@ -45,10 +39,20 @@ class WeightFile:
     sha256: str
 
 
+class Quantizer(Protocol):
+    """Rounds linears, in the order in which the graph uses them."""
+
+    def __call__(self, name: str) -> Quantized:
+        """Return the quantised weight of the linear `name`."""
+        ...
+
+
 def write_weights(
     path: Path,
     entries: Sequence[WeightEntry],
-    weights: Weights,
+    linears: LinearWeights,
+    quantizer: Quantizer | None = None,
+    *,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> WeightFile:
     """Write every entry to `path`, fsynced.
@@ -56,17 +60,17 @@ def write_weights(
     Args:
         path: the file to write.
         entries: what the graph declares, in its order.
-        weights: the checkpoint's tensors.
+        linears: the checkpoint's tensors.
+        quantizer: needed where entries are quantised.
         on_bytes: told the number of bytes after each chunk.
 
     Raises:
         CheckpointError: a tensor is not finite, or does not fit the precision.
     """
-    declared = [(e.name, FILE_DTYPES[e.precision], e.shape) for e in entries]
+    declared = [(e.name, FILE_DTYPES[e.dtype], e.file_shape) for e in entries]
     metadata = {"format": "nvembed-deploy", "layout": "*.weight_t are linears stored [in, out]"}
-    with ExitStack() as stack:
-        source = stack.enter_context(_open_source(weights, entries))
-        writer = stack.enter_context(SafetensorsWriter(path, declared, metadata))
+    source = _Source(linears, quantizer)
+    with SafetensorsWriter(path, declared, metadata) as writer:
         for entry in entries:
             writer.write(entry.name, _counted(source.chunks(entry), on_bytes))
         num_bytes, sha256 = writer.close()
@@ -79,38 +83,52 @@ def _counted(chunks: Iterable[np.ndarray], on_bytes: Callable[[int], None]) -> I
         on_bytes(chunk.nbytes)
 
 
-@contextmanager
-def _open_source(weights: Weights, entries: Sequence[WeightEntry]) -> Iterator[_Source]:
-    """Fold in the background: the pooler is written last, and folding costs as much as 2 layers."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fold") as pool:
-        is_folded = any(entry.name == _SCORES for entry in entries)
-        yield _Source(weights, pool.submit(fold_attention, weights) if is_folded else None)
-
-
 @dataclass
 class _Source:
-    """Turns entries into arrays: folded where folded, transposed where transposed."""
+    """Turns entries into arrays: quantised, folded, transposed or as they are."""
 
-    weights: Weights
-    folded: Future[FoldedAttention] | None
+    linears: LinearWeights
+    quantizer: Quantizer | None
+    last: tuple[str, Quantized] | None = None
 
     def chunks(self, entry: WeightEntry) -> Iterator[np.ndarray]:
-        if self.folded is not None and entry.name == _SCORES:
-            yield cast(self.folded.result().scores_DX, entry.precision, entry.name)
-        elif self.folded is not None and entry.name == _VALUES:
-            yield cast(self.folded.result().values_XD, entry.precision, entry.name)
+        weights = self.linears.weights
+        if entry.dtype in _CODES:
+            yield self._codes(entry)
+        elif entry.name.endswith(_SCALE):
+            scale = self._quantized(entry.name.removesuffix(_SCALE)).scale_OG.T
+            yield cast(scale.reshape(entry.shape), entry.dtype, entry.name)
+        elif entry.name.endswith(_INPUT_SCALE):
+            scale = np.array(self._quantized(entry.name.removesuffix(_INPUT_SCALE)).input_scale)
+            yield cast(scale, entry.dtype, entry.name)
         elif entry.name.endswith(_TRANSPOSED):
             yield self._transposed(entry)
         else:
-            for rows in self.weights.row_blocks(entry.name):
-                yield cast(self.weights.read(entry.name, rows), entry.precision, entry.name)
+            for rows in weights.row_blocks(entry.name):
+                yield cast(weights.read(entry.name, rows), entry.dtype, entry.name)
+
+    def _codes(self, entry: WeightEntry) -> np.ndarray:
+        quantized = self._quantized(entry.name.removesuffix(_TRANSPOSED))
+        turned = np.empty(entry.shape, quantized.codes_OI.dtype)
+        transpose_into(turned, quantized.codes_OI)
+        return pack_int4(turned) if entry.dtype is ir.DataType.INT4 else turned
+
+    def _quantized(self, name: str) -> Quantized:
+        """Return a quantised linear; its two or three tensors are written one after the other."""
+        if self.quantizer is None:
+            raise ValueError(f"{name} is quantised, and there is no quantizer")
+        if self.last is None or self.last[0] != name:
+            self.last = (name, self.quantizer(name))
+        return self.last[1]
 
     def _transposed(self, entry: WeightEntry) -> np.ndarray:
-        name = entry.name.removesuffix("_t")
-        turned = np.empty(entry.shape, _DTYPES[entry.precision])
-        for rows in self.weights.row_blocks(name):
-            block = cast(self.weights.read(name, rows), entry.precision, name)
-            transpose_into(turned[:, rows], block)
+        folded = self.linears.folded_transposed(entry.name.removesuffix(_TRANSPOSED))
+        if folded is not None:
+            return cast(folded, entry.dtype, entry.name)
+        name, weights = entry.name.removesuffix("_t"), self.linears.weights
+        turned = np.empty(entry.shape, entry.dtype.numpy())
+        for rows in weights.row_blocks(name):
+            transpose_into(turned[:, rows], cast(weights.read(name, rows), entry.dtype, name))
         return turned
 
 
@@ -122,13 +140,13 @@ def transpose_into(out: np.ndarray, block: np.ndarray) -> None:
             out[j : j + _TILE, i : i + _TILE] = block[i : i + _TILE, j : j + _TILE].T
 
 
-def cast(array: np.ndarray, precision: Precision, name: str) -> np.ndarray:
-    """Convert to a precision's dtype; no copy where it already has it.
+def cast(array: np.ndarray, to: ir.DataType, name: str) -> np.ndarray:
+    """Convert to a dtype of floats; no copy where it already has it.
 
     Raises:
         CheckpointError: a value is outside the range of float16.
     """
-    dtype = _DTYPES[precision]
+    dtype = to.numpy()
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
@@ -137,7 +155,7 @@ def cast(array: np.ndarray, precision: Precision, name: str) -> np.ndarray:
     if index is not None:
         largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
         raise CheckpointError(
-            f"{name}: got {array[index]!r} at {index}, which {precision.value} cannot hold "
+            f"{name}: got {array[index]!r} at {index}, which {to.name.lower()} cannot hold "
             f"(largest {largest:g})",
             "export with --precision bf16 or fp32",
         )

@@ -72,6 +72,11 @@ def open_runtime(artifact: Artifact, options: RuntimeOptions) -> TorchRuntime:
         HardwareError: the device asked for is not there.
     """
     manifest = artifact.manifest
+    if manifest.is_quantized:
+        raise ArtifactError(
+            f"{artifact.path} has quantised linears, which the torch runtime does not compute",
+            'use runtime="onnx", or load the checkpoint itself with runtime="torch"',
+        )
     device = _device(options)
     precision = options.dtype or _default_precision(manifest.precision, device)
     model = build_model(manifest.spec, manifest.pooler_form, _DTYPES[precision], device)

@@ -10,13 +10,14 @@ import pytest
 
 from nvembed_deploy.errors import GateError
 from nvembed_deploy.export import check
-from nvembed_deploy.export.check import Subject, check_batches, check_graph
+from nvembed_deploy.export.check import Subject, check_graph
+from nvembed_deploy.export.check_texts import check_batches
 from nvembed_deploy.export.graph import GraphOptions, author_graph
-from nvembed_deploy.export.weight_file import write_weights
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Tokenizer
 from tests import factories
+from tests.export.written import weight_file
 
 
 @pytest.fixture
@@ -25,8 +26,7 @@ def subject(tmp_path: Path, tiny_weights: Weights) -> Subject:
 
 
 def written(folder: Path, weights: Weights, options: GraphOptions) -> Subject:
-    block = author_graph(weights.spec, options)
-    file = write_weights(folder / "model.onnx_data", block.weights, weights)
+    file = weight_file(weights, options, folder)
     path = factories.write_tokenizer(folder / "tokenizer.json")
     return Subject(options, file.data, Tokenizer.load(path, weights.spec.text))
 

@@ -12,10 +12,10 @@ import pytest
 
 from nvembed_deploy.export.builder import WeightData
 from nvembed_deploy.export.graph import INPUTS, OUTPUT, GraphOptions, author_blocks, author_graph
-from nvembed_deploy.export.weight_file import write_weights
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
 from tests import factories, reference
+from tests.export.written import weight_file
 
 ALL = [(o, f, p) for o in (20, 23) for f in PoolerForm for p in Precision]
 
@@ -23,7 +23,7 @@ ALL = [(o, f, p) for o in (20, 23) for f in PoolerForm for p in Precision]
 def save(weights: Weights, options: GraphOptions, folder: Path) -> Path:
     """Write graph and weights; return the graph's path."""
     block = author_graph(weights.spec, options)
-    file = write_weights(folder / "model.onnx_data", block.weights, weights)
+    file = weight_file(weights, options, folder)
     path = folder / "model.onnx"
     ir.save(block.builder.model(block.inputs, block.output, block.opset, file.data), path)
     return path
@@ -41,8 +41,12 @@ def batch(lengths: tuple[int, ...], masked: int = 2) -> dict[str, np.ndarray]:
     return dict(zip(INPUTS, (ids, attention, pool), strict=True))
 
 
-def run(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def run(path: Path, inputs: dict[str, np.ndarray], *, as_written: bool = False) -> np.ndarray:
+    """Run a graph; `as_written` without ONNX Runtime's own rewrites (it rounds inputs of INT4)."""
+    options = onnxruntime.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     output: np.ndarray = session.run(None, inputs)[0]
     return output
 

@@ -1,0 +1,215 @@
+"""This file owns quantising on calibration texts: the model runs block by block, being rounded.
+
+Only one block is in memory. Its linears see the texts once to learn what their inputs are like, are
+rounded for those inputs, and then pass the texts on as the quantised model will. Tokens count by
+how large their error is beside their state: a massive token must not decide alone. Shapes: B batch,
+S sequence, D hidden, I inputs, O outputs, N tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nvembed_deploy.export.compensate import compensate, round_to_code
+from nvembed_deploy.export.formats import Activations, Formats, LinearFormat
+from nvembed_deploy.export.linear import SMALLEST_ROW
+from nvembed_deploy.export.linear_weights import LinearWeights
+from nvembed_deploy.export.quantize import Quantized
+from nvembed_deploy.export.rotation import UNROTATE, feature_block, hadamard
+from nvembed_deploy.model.backbone import padding_mask
+from nvembed_deploy.model.nvembed import NVEmbed
+from nvembed_deploy.spec import PoolerForm
+from nvembed_deploy.text import Batch
+
+_ADD_TO_STATES = ("o_proj", "down_proj")
+_SHARING_WITH = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+_SHARING = tuple(_SHARING_WITH)
+
+
+@dataclass
+class _Inputs:
+    """What the inputs of linears were like: `energy_II` sums w^2 x x^T over tokens."""
+
+    token_weights_BS1: torch.Tensor
+    energy: dict[str, torch.Tensor] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, x: torch.Tensor) -> None:
+        """Add a batch of inputs [B, S, I], or of pooled features [B, I], of a linear."""
+        weights = self.token_weights_BS1
+        if x.dim() == weights.dim():
+            kept = weights[..., 0] > 0
+            x = x[kept] * weights[kept] if name.endswith(_ADD_TO_STATES) else x[kept]
+        self.largest[name] = max(self.largest.get(name, 0.0), float(x.abs().max()))
+        if name.endswith(_SHARING):
+            return
+        if name in self.energy:
+            self.energy[name].addmm_(x.T, x)
+        else:
+            self.energy[name] = x.T @ x
+
+    def energy_of(self, name: str) -> torch.Tensor:
+        """Return the sum of x x^T; linears that share an input share it."""
+        for sharing, first in _SHARING_WITH.items():
+            name = name.replace(sharing, first) if name.endswith(sharing) else name
+        return self.energy[name]
+
+
+class _Linear(nn.Module):
+    """A linear of the model as the graph has it: input rounding, weight, and what it has seen."""
+
+    def __init__(self, name: str, weight_OI: np.ndarray, form: LinearFormat | None) -> None:
+        super().__init__()
+        self.name, self.form, self.weight_OI = name, form, torch.from_numpy(weight_OI)
+        self.bias: torch.Tensor | None = None
+        self.features: torch.Tensor | None = None
+        self.inputs: _Inputs | None = None
+        self.input_scale: float | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.features is not None:
+            x = (x.reshape(-1, len(self.features)) @ self.features).reshape(x.shape)
+        if self.form is not None and self.form.activations is Activations.ROW:
+            x = round_rows(x, self.form)
+        elif self.form is not None and self.input_scale is not None:
+            x = round_to_code(x / self.input_scale, self.form.code) * self.input_scale
+        if self.inputs is not None:
+            self.inputs.add(self.name, x)
+        return functional.linear(x, self.weight_OI, self.bias)
+
+    def quantize(self, inputs: _Inputs) -> Quantized | None:
+        """Round the weight for these inputs; from now on the linear is the rounded one."""
+        self.inputs = None
+        if self.form is None:
+            return None
+        quantized = compensate(self.weight_OI.numpy(), inputs.energy_of(self.name), self.form)
+        if self.form.activations is Activations.STATIC:
+            scale = np.float16(inputs.largest[self.name] / self.form.code.greatest)
+            quantized = replace(quantized, input_scale=float(scale))
+            self.input_scale = quantized.input_scale
+        self.weight_OI = torch.from_numpy(quantized.dequantize())
+        return quantized
+
+
+def round_rows(x: torch.Tensor, form: LinearFormat) -> torch.Tensor:
+    """Round each row to codes in a range of its own, as the graph does (`linear.py`)."""
+    largest = x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ROW)
+    greatest = form.code.greatest
+    return round_to_code(x / largest * greatest, form.code) / greatest * largest
+
+
+class CompensatingQuantizer:
+    """Rounds linears in the order of the graph; see `weight_file.Quantizer`."""
+
+    def __init__(self, linears: LinearWeights, formats: Formats, batches: Sequence[Batch]) -> None:
+        """Take the model's linears (rotated or not), their formats, and the texts."""
+        self._linears, self._formats, self._batches = linears, formats, batches
+        self._spec = linears.weights.spec
+        self._rotates = UNROTATE + ".weight" in linears.weights.shapes
+        with torch.device("meta"):
+            self._model = NVEmbed(self._spec, PoolerForm.FOLDED)
+        self._blocks = self._run()
+        self._ready: dict[str, Quantized] = {}
+
+    def __call__(self, name: str) -> Quantized:
+        """Return the quantised weight of the linear `name`, running on to its block."""
+        while name not in self._ready:
+            self._ready = next(self._blocks)
+        return self._ready.pop(name)
+
+    @torch.inference_mode()
+    def _run(self) -> Iterator[dict[str, Quantized]]:
+        states = self._embed()
+        for index in range(self._spec.backbone.num_layers):
+            layer = self._module(self._model.backbone.decoder.layers[index], _layer_name(index))
+            yield self._quantize(layer, lambda: self._through(layer, states))  # noqa: B023
+            states = self._through(layer, states)
+        states = self._normed(states)
+        pooler = self._module(self._model.pooler, "pooler.")
+        yield self._quantize(pooler, lambda: self._pool(pooler, states))
+
+    def _quantize(self, module: nn.Module, run: Callable[[], object]) -> dict[str, Quantized]:
+        """Run a block once to see its inputs, then round its linears."""
+        linears = [m for m in module.modules() if isinstance(m, _Linear)]
+        inputs = _Inputs(torch.empty(0))
+        for linear in linears:
+            linear.inputs = inputs
+        run()
+        rounded = {linear.name: linear.quantize(inputs) for linear in linears}
+        return {name: quantized for name, quantized in rounded.items() if quantized is not None}
+
+    def _embed(self) -> list[torch.Tensor]:
+        name, weights = "backbone.embed_tokens.weight", self._linears.weights
+        states = []
+        for batch in self._batches:
+            ids, inverse = np.unique(batch.input_ids_BS, return_inverse=True)
+            rows = np.concatenate([weights.read_float32(name, slice(i, i + 1)) for i in ids])
+            states.append(torch.from_numpy(rows[inverse.reshape(batch.input_ids_BS.shape)]))
+        return states
+
+    def _through(self, layer: nn.Module, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        decoder = self._model.backbone.decoder
+        rotary = type(decoder.rotary_emb)(decoder.config)
+        outputs = []
+        for hidden, batch in zip(states, self._batches, strict=True):
+            mask = torch.from_numpy(batch.attention_mask_BS)
+            self._weigh(layer, mask[..., None] / hidden.square().mean(-1, keepdim=True).sqrt())
+            positions = torch.arange(hidden.shape[1])[None]
+            outputs.append(
+                layer(
+                    hidden,
+                    attention_mask=padding_mask(mask, hidden.dtype),
+                    position_ids=positions,
+                    position_embeddings=rotary(hidden, positions),
+                )
+            )
+        return outputs
+
+    def _normed(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        norm = self._module(self._model.backbone.decoder.norm, "backbone.norm.")
+        if not self._rotates:
+            return [norm(hidden) for hidden in states]
+        back_DD = torch.from_numpy(self._linears.load(UNROTATE))
+        return [norm(hidden) @ back_DD.T for hidden in states]
+
+    def _pool(self, pooler: nn.Module, states: list[torch.Tensor]) -> None:
+        for hidden, batch in zip(states, self._batches, strict=True):
+            mask = torch.from_numpy(batch.pool_mask_BS)
+            self._weigh(pooler, mask[..., None].float())
+            pooler(hidden, mask)
+
+    def _weigh(self, module: nn.Module, token_weights_BS1: torch.Tensor) -> None:
+        for linear in module.modules():
+            if isinstance(linear, _Linear) and linear.inputs is not None:
+                linear.inputs.token_weights_BS1 = token_weights_BS1
+
+    def _module(self, meta: nn.Module, prefix: str) -> nn.Module:
+        """Return a module of the model with its weights, each linear as the graph will have it."""
+        module = copy.deepcopy(meta)
+        for tail, linear in [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]:
+            module.set_submodule(tail, self._linear(prefix + tail, linear.bias is not None))
+        module = module.to_empty(device="cpu").float().eval()
+        for key, parameter in module.named_parameters():
+            read = self._linears.weights.read_float32(prefix + key)
+            parameter.copy_(torch.from_numpy(read))
+        return module
+
+    def _linear(self, name: str, has_bias: bool) -> _Linear:
+        weight_OI = self._linears.load(name)
+        linear = _Linear(name, weight_OI, self._formats.of(name, weight_OI.shape[1]))
+        if has_bias:
+            linear.bias = torch.from_numpy(self._linears.weights.read_float32(name + ".bias"))
+        if self._rotates and name.endswith("down_proj"):
+            linear.features = torch.from_numpy(hadamard(feature_block(self._spec)))
+        return linear
+
+
+def _layer_name(index: int) -> str:
+    return f"backbone.layers.{index}."

@@ -1,0 +1,116 @@
+"""This file owns the texts that quantisation is calibrated on: built-in ones, or a user's JSONL."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.text import Batch, Tokenizer, Tokens, collate
+
+logger = logging.getLogger(__name__)
+
+BUILT_IN = Path(__file__).with_name("calibration.jsonl")
+"""256 texts: package descriptions, dictionary glosses and code, half of them with instructions."""
+_FEW_TEXTS, _FEW_TOKENS = 64, 4000
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """A text, and the instruction it is encoded with (empty: a passage)."""
+
+    text: str
+    instruction: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to calibrate on: `path` is a JSONL file (None: the built-in texts)."""
+
+    path: Path | None = None
+    num_texts: int = 256
+    max_tokens: int = 128
+    seed: int = 0
+
+    def batches(self, tokenizer: Tokenizer) -> list[Batch]:
+        """Return the chosen texts as batches of similar length, tokenised by the product itself.
+
+        Warns where they are too few or too short to be trusted.
+
+        Raises:
+            RecipeError: the file is missing, empty, or a line of it is not what it should be.
+        """
+        texts = list(read_texts(self.path or BUILT_IN))
+        if len(texts) > self.num_texts:
+            chosen = sorted(random.Random(self.seed).sample(range(len(texts)), self.num_texts))
+            texts = [texts[i] for i in chosen]
+        tokens = _tokenize(texts, tokenizer, self.max_tokens)
+        _warn(self.path or BUILT_IN, tokens)
+        tokens.sort(key=lambda text: len(text.ids))
+        pad = tokenizer.spec.pad_id
+        starts = range(0, len(tokens), _BATCH)
+        return [collate(tokens[start : start + _BATCH], pad) for start in starts]
+
+
+def read_texts(path: Path) -> Iterator[CalibrationText]:
+    """Yield the texts of a JSONL file: `text`, and `instruction` where there is one.
+
+    Raises:
+        RecipeError: the file is missing or empty, or a line is not such an object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"calibration {path} cannot be read: {error}", 'give a file of {"text": ...} lines'
+        ) from error
+    found = False
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            found = True
+            yield _text(line, f"calibration {path}, line {number}")
+    if not found:
+        raise RecipeError(f"calibration {path} holds no text", 'give a line of {"text": ...} each')
+
+
+def _text(line: str, where: str) -> CalibrationText:
+    try:
+        record: Any = json.loads(line)
+    except ValueError as error:
+        raise RecipeError(f"{where} is not JSON: {error}", "correct that line") from error
+    text = record.get("text") if isinstance(record, dict) else None
+    instruction = record.get("instruction", "") if isinstance(record, dict) else ""
+    if not isinstance(text, str) or not isinstance(instruction, str):
+        raise RecipeError(
+            f"{where} is {line[:80]!r}",
+            'expected {"text": "...", "instruction": "..."}, instruction only for queries',
+        )
+    return CalibrationText(text, instruction)
+
+
+def _tokenize(texts: list[CalibrationText], tokenizer: Tokenizer, max_tokens: int) -> list[Tokens]:
+    tokens: list[Tokens] = []
+    for text in texts:
+        limit = max_tokens + len(tokenizer.tokenize([""], instruction=text.instruction)[0].ids)
+        tokens += tokenizer.tokenize([text.text], instruction=text.instruction, max_tokens=limit)
+    return tokens
+
+
+def _warn(path: Path, tokens: list[Tokens]) -> None:
+    num_tokens = sum(len(text.ids) for text in tokens)
+    if len(tokens) < _FEW_TEXTS or num_tokens < _FEW_TOKENS:
+        logger.warning(
+            "calibration %s has %d texts and %d tokens: rounding fitted to so few may not hold on "
+            "others (%d texts and %d tokens are the least to trust)",
+            path,
+            len(tokens),
+            num_tokens,
+            _FEW_TEXTS,
+            _FEW_TOKENS,
+        )

@@ -1,0 +1,76 @@
+"""This file owns rounding a weight so that later inputs make up for the rounding of earlier ones.
+
+One input (a column) at a time is rounded, the most used first; what it changes in the outputs, on
+the calibration texts, is spread over the inputs not yet rounded. Source: arXiv 2210.17323 (GPTQ),
+section 3, with the inputs ordered by their energy. Shapes: O outputs, I inputs, G blocks of inputs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nvembed_deploy.export.formats import Code, LinearFormat
+from nvembed_deploy.export.quantize import Quantized, find_scales, to_codes
+
+_DAMPING = 0.01
+"""Added to the diagonal, as a fraction of its mean: GPTQ's own, against inputs seldom used."""
+_COLUMNS = 128
+"""Columns rounded before the rest of the weight is updated: one product instead of 128."""
+
+
+def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearFormat) -> Quantized:
+    """Quantise a weight for inputs x whose sum of x x^T over calibration tokens is `energy_II`.
+
+    Args:
+        weight_OI: float32.
+        energy_II: float32, symmetric.
+        form: the code and the blocks.
+    """
+    scale_OG = find_scales(weight_OI, form)
+    order_I = energy_II.diagonal().argsort(descending=True)
+    factor_II = _inverse_factor(energy_II[order_I][:, order_I])
+    left_OI = torch.from_numpy(weight_OI)[:, order_I]
+    column_scale_OI = torch.from_numpy(scale_OG)[:, order_I // (len(order_I) // scale_OG.shape[1])]
+    scaled_OI = torch.empty_like(left_OI)
+    for start in range(0, left_OI.shape[1], _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        errors = _round_columns(
+            left_OI[:, part], column_scale_OI[:, part], factor_II[part, part], form.code
+        )
+        scaled_OI[:, part] = left_OI[:, part] / column_scale_OI[:, part]
+        left_OI[:, start + _COLUMNS :] -= errors @ factor_II[part, start + _COLUMNS :]
+    codes_OI = to_codes(scaled_OI[:, order_I.argsort()].numpy(), form.code)
+    return Quantized(codes_OI, scale_OG)
+
+
+def _inverse_factor(energy_II: torch.Tensor) -> torch.Tensor:
+    """Return the upper Cholesky factor of the damped inverse."""
+    diagonal = energy_II.diagonal()
+    diagonal += _DAMPING * diagonal.mean() + torch.finfo(torch.float32).tiny
+    lower = torch.linalg.cholesky(energy_II)
+    factor: torch.Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return factor
+
+
+def _round_columns(
+    left_OC: torch.Tensor, scale_OC: torch.Tensor, factor_CC: torch.Tensor, code: Code
+) -> torch.Tensor:
+    """Round a few columns in place, each making up for those before; return their scaled errors."""
+    errors_OC = torch.empty_like(left_OC)
+    for column in range(left_OC.shape[1]):
+        scale_O, wanted_O = scale_OC[:, column], left_OC[:, column]
+        rounded_O = round_to_code(wanted_O / scale_O, code) * scale_O
+        error_O = (wanted_O - rounded_O) / factor_CC[column, column]
+        errors_OC[:, column] = error_O
+        left_OC[:, column] = rounded_O
+        left_OC[:, column + 1 :] -= error_O[:, None] * factor_CC[column, column + 1 :]
+    return errors_OC
+
+
+def round_to_code(scaled: torch.Tensor, code: Code) -> torch.Tensor:
+    """Return scaled values at the nearest code, as float32 (`quantize.to_codes` in torch)."""
+    clipped = scaled.clamp(-code.greatest, code.greatest)
+    if code is Code.FP8:
+        return clipped.to(torch.float8_e4m3fn).float()
+    return clipped.round()

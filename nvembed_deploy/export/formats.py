@@ -1,0 +1,109 @@
+"""This file owns the ways a linear can be quantised, and which linears of a model get which.
+
+All are symmetric with zero point 0 and one scale for each output channel (or block of inputs), the
+form TensorRT takes as strongly typed; the tensors in between stay in the graph's own precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from nvembed_deploy.errors import RecipeError
+
+
+class Code(StrEnum):
+    """The numbers that quantised weights are stored in."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+    FP8 = "fp8"
+
+    @property
+    def greatest(self) -> int:
+        """The largest value used: the integers' range is symmetric, FP8 is E4M3."""
+        return {Code.INT8: 127, Code.INT4: 7, Code.FP8: 448}[self]
+
+
+class Activations(StrEnum):
+    """What happens to a quantised linear's input."""
+
+    FLOAT = "float"
+    """Nothing: only the weight is quantised."""
+    ROW = "row"
+    """Each token is divided by its own largest value first, and its output multiplied by it: a
+    range per token with constant scales only (ReduceMax, Div, Q, DQ, MatMul, Mul)."""
+    STATIC = "static"
+    """One calibrated range for the whole tensor: the cheapest, and the coarsest."""
+
+
+class Rounding(StrEnum):
+    """How weights are rounded to codes."""
+
+    NEAREST = "nearest"
+    """Each to the nearest code: no texts needed, seconds."""
+    COMPENSATED = "compensated"
+    """On calibration texts, so that later weights make up for earlier ones' rounding."""
+
+
+@dataclass(frozen=True)
+class LinearFormat:
+    """How one linear is stored and computed; `block` inputs share a scale, all where it is None."""
+
+    code: Code
+    activations: Activations
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A named way to quantise a model."""
+
+    linear: LinearFormat
+    rotates: bool
+    """Whether outlier channels are spread by an exact rotation first (see `rotation.py`)."""
+
+
+SCHEMES = {
+    "fp8": Scheme(LinearFormat(Code.FP8, Activations.ROW), rotates=False),
+    "int8": Scheme(LinearFormat(Code.INT8, Activations.ROW), rotates=True),
+    "int8-weight": Scheme(LinearFormat(Code.INT8, Activations.FLOAT), rotates=False),
+    "int4-weight": Scheme(LinearFormat(Code.INT4, Activations.FLOAT, block=128), rotates=True),
+}
+"""What --precision names beside the number formats; docs/numerics.md has the measurements.
+FP8 rounds relative to each value, so spreading outliers gains nothing there and costs precision."""
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Which format each linear has: `linear`, but for names that match a pattern of `keep`."""
+
+    linear: LinearFormat | None = None
+    keep: tuple[str, ...] = ()
+
+    def of(self, name: str, num_inputs: int) -> LinearFormat | None:
+        """Return a linear's format; None keeps it in the graph's precision.
+
+        Raises:
+            RecipeError: no block size divides the number of inputs.
+        """
+        if self.linear is None or any(fnmatchcase(name, pattern) for pattern in self.keep):
+            return None
+        if self.linear.block is None:
+            return self.linear
+        return LinearFormat(
+            self.linear.code, self.linear.activations, _block(name, num_inputs, self.linear.block)
+        )
+
+
+def _block(name: str, num_inputs: int, largest: int) -> int:
+    block = largest
+    while num_inputs % block:
+        block //= 2
+    if block < 16:  # noqa: PLR2004 - the smallest that ONNX Runtime's and TensorRT's kernels take
+        raise RecipeError(
+            f"{name} has {num_inputs} inputs, which no block size from 16 to {largest} divides",
+            f"keep it in 16 bit: keep = ['{name}']",
+        )
+    return block

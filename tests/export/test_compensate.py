@@ -1,0 +1,73 @@
+"""Tests of nvembed_deploy/export/compensate.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nvembed_deploy.export.compensate import compensate, round_to_code
+from nvembed_deploy.export.formats import Activations, Code, LinearFormat
+from nvembed_deploy.export.quantize import round_nearest, to_codes
+from tests import factories
+
+FORMS = [
+    LinearFormat(Code.INT8, Activations.ROW),
+    LinearFormat(Code.FP8, Activations.ROW),
+    LinearFormat(Code.INT4, Activations.FLOAT, 32),
+]
+WEIGHT = factories.values("weight", (48, 160))
+
+
+def correlated_inputs(tokens: int = 900) -> torch.Tensor:
+    """Inputs that share directions, as a decoder's do, one of them large."""
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((24, 160)) * 2
+    noise = rng.standard_normal((tokens, 160)) * 0.1
+    inputs = rng.standard_normal((tokens, 24)) @ mixing + noise
+    inputs[:, 7] *= 20
+    return torch.from_numpy(inputs).float()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.code.value)
+def test_outputs_are_nearer_than_with_the_nearest_codes(form: LinearFormat) -> None:
+    seen, held = correlated_inputs().split([600, 300])
+    errors = []
+    for quantized in (round_nearest(WEIGHT, form), compensate(WEIGHT, seen.T @ seen, form)):
+        difference = torch.from_numpy(quantized.dequantize() - WEIGHT)
+        errors.append(float((held @ difference.T).square().mean()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.code.value)
+def test_unrelated_inputs_leave_nothing_to_make_up_for(form: LinearFormat) -> None:
+    got = compensate(WEIGHT, torch.eye(160), form)
+    nearest = round_nearest(WEIGHT, form)
+    np.testing.assert_array_equal(got.scale_OG, nearest.scale_OG)
+    np.testing.assert_array_equal(got.codes_OI, nearest.codes_OI)
+
+
+def test_inputs_never_used_do_no_harm() -> None:
+    inputs = correlated_inputs()
+    inputs[:, 40:60] = 0
+    quantized = compensate(WEIGHT, inputs.T @ inputs, FORMS[0])
+    assert np.isfinite(quantized.dequantize()).all()
+    error = np.abs(quantized.dequantize() - WEIGHT)[:, 40:60]
+    assert error.max() <= np.abs(WEIGHT).max() / 127
+
+
+def test_the_energy_and_the_weight_are_left_as_they_were() -> None:
+    inputs, weight = correlated_inputs(), WEIGHT.copy()
+    energy = inputs.T @ inputs
+    before = energy.clone()
+    compensate(weight, energy, FORMS[0])
+    assert torch.equal(energy, before)
+    np.testing.assert_array_equal(weight, WEIGHT)
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_torch_rounds_as_numpy_does(code: Code) -> None:
+    values = np.concatenate([np.linspace(-500, 500, 4001), np.geomspace(1e-4, 500, 999)])
+    values = values.astype(np.float32)
+    expected = to_codes(values, code).astype(np.float32)
+    np.testing.assert_array_equal(round_to_code(torch.from_numpy(values), code).numpy(), expected)

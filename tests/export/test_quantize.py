@@ -1,0 +1,115 @@
+"""Tests of nvembed_deploy/export/quantize.py and formats.py."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.export.formats import SCHEMES, Activations, Code, Formats, LinearFormat
+from nvembed_deploy.export.quantize import find_scales, pack_int4, round_nearest, to_codes
+from tests import factories
+
+WEIGHT = factories.values("weight", (24, 64)) * np.linspace(0.01, 3, 24, dtype=np.float32)[:, None]
+BOUNDS = {Code.INT8: 1 / 254, Code.FP8: 1 / 16, Code.INT4: 1 / 14}
+"""Half a step, as a fraction of the row's largest value (integers) or of the value (FP8)."""
+
+
+@pytest.mark.parametrize("code", [Code.INT8, Code.FP8])
+def test_no_weight_moves_more_than_half_a_step(code: Code) -> None:
+    quantized = round_nearest(WEIGHT, LinearFormat(code, Activations.FLOAT))
+    error = np.abs(quantized.dequantize() - WEIGHT)
+    largest = np.abs(WEIGHT).max(1, keepdims=True)
+    assert (error <= BOUNDS[code] * largest * 1.01).all()
+
+
+@pytest.mark.parametrize("code", list(Code))
+@pytest.mark.parametrize("block", [None, 16])
+def test_codes_stay_in_a_symmetric_range_and_scales_are_float16(
+    code: Code, block: int | None
+) -> None:
+    quantized = round_nearest(WEIGHT, LinearFormat(code, Activations.FLOAT, block))
+    assert np.abs(quantized.codes_OI.astype(np.float32)).max() <= code.greatest
+    assert quantized.scale_OG.shape == (24, 1 if block is None else 4)
+    np.testing.assert_array_equal(quantized.scale_OG, quantized.scale_OG.astype(np.float16))
+
+
+def test_smaller_blocks_round_finer() -> None:
+    errors = [
+        np.square(
+            round_nearest(WEIGHT, LinearFormat(Code.INT4, Activations.FLOAT, block)).dequantize()
+            - WEIGHT
+        ).sum()
+        for block in (None, 32, 16)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_searched_scale_is_no_worse_than_the_full_range() -> None:
+    form = LinearFormat(Code.INT4, Activations.FLOAT)
+    full_O1 = (np.abs(WEIGHT).max(1, keepdims=True) / 7).astype(np.float16).astype(np.float32)
+    naive = np.square(np.clip(np.rint(WEIGHT / full_O1), -7, 7) * full_O1 - WEIGHT).sum(1)
+    got = np.square(round_nearest(WEIGHT, form).dequantize() - WEIGHT).sum(1)
+    assert (got <= naive * 1.0001).all()
+    assert got.sum() < naive.sum()
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    weight = np.zeros((2, 32), np.float32)
+    weight[1] = 1
+    for code in Code:
+        got = round_nearest(weight, LinearFormat(code, Activations.FLOAT)).dequantize()
+        assert not got[0].any()
+        np.testing.assert_allclose(got[1], 1, rtol=1e-3)
+
+
+def test_quantising_twice_changes_nothing() -> None:
+    form = LinearFormat(Code.INT8, Activations.FLOAT)
+    once = round_nearest(WEIGHT, form).dequantize()
+    np.testing.assert_allclose(round_nearest(once, form).dequantize(), once, rtol=2e-3, atol=1e-6)
+
+
+def test_fp8_codes_never_become_nan() -> None:
+    codes = to_codes(np.array([1e9, -1e9, 448.0, 460.0], np.float32), Code.FP8)
+    assert codes.dtype == ml_dtypes.float8_e4m3fn
+    np.testing.assert_array_equal(codes.astype(np.float32), [448, -448, 448, 448])
+
+
+def test_packing_is_onnx_own() -> None:
+    codes = (np.arange(24) % 15 - 7).astype(np.int8).reshape(4, 6)
+    expected = onnx.helper.make_tensor("t", onnx.TensorProto.INT4, (4, 6), codes.ravel())
+    packed = pack_int4(codes)
+    assert packed.shape == (4, 3)
+    assert packed.tobytes() == bytes(expected.int32_data) or packed.tobytes() == expected.raw_data
+    unpacked = onnx.numpy_helper.to_array(
+        onnx.TensorProto(data_type=onnx.TensorProto.INT4, dims=(4, 6), raw_data=packed.tobytes())
+    )
+    np.testing.assert_array_equal(unpacked.astype(np.int8), codes)
+
+
+class TestFormats:
+    def test_a_pattern_keeps_linears(self) -> None:
+        formats = Formats(SCHEMES["int8"].linear, keep=("pooler.*", "*.layers.0.*"))
+        assert formats.of("pooler.scores", 64) is None
+        assert formats.of("backbone.layers.0.mlp.up_proj", 64) is None
+        assert formats.of("backbone.layers.10.mlp.up_proj", 64) == SCHEMES["int8"].linear
+
+    def test_a_block_is_halved_until_it_divides_the_inputs(self) -> None:
+        formats = Formats(SCHEMES["int4-weight"].linear)
+        blocks = {inputs: formats.of("x", inputs) for inputs in (4096, 576, 96)}
+        assert [form.block for form in blocks.values() if form] == [128, 64, 32]
+
+    def test_inputs_that_no_block_divides_are_refused_by_name(self) -> None:
+        with pytest.raises(RecipeError, match="x has 100 inputs"):
+            Formats(SCHEMES["int4-weight"].linear).of("x", 100)
+
+
+def test_scales_of_blocks_are_those_of_the_blocks_alone() -> None:
+    form = LinearFormat(Code.INT4, Activations.FLOAT, block=16)
+    scale_OG = find_scales(WEIGHT, form)
+    for block in range(4):
+        part = WEIGHT[:, block * 16 : block * 16 + 16]
+        alone = find_scales(part, LinearFormat(Code.INT4, Activations.FLOAT))
+        np.testing.assert_array_equal(scale_OG[:, block : block + 1], alone)
