@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from nvembed_deploy.engine_record import EngineRecord
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
 
@@ -53,6 +54,7 @@ class Manifest:
         files: every file of the folder but the manifest, by relative name.
         check: numbers of the exporter's own check, if it ran.
         parity: verdict of the parity suite: `passed` and its numbers, if it ran.
+        engines: every TensorRT plan of the folder, by relative name.
     """
 
     spec: ModelSpec
@@ -68,6 +70,7 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     check: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
+    engines: dict[str, EngineRecord] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -119,12 +122,17 @@ def _files(data: dict[str, Any]) -> dict[str, FileRecord]:
     return {name: FileRecord(**record) for name, record in data.items()}
 
 
+def _engines(data: dict[str, Any]) -> dict[str, EngineRecord]:
+    return {name: EngineRecord.from_dict(record) for name, record in data.items()}
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "spec": ModelSpec.from_dict,
     "precision": Precision,
     "pooler_form": PoolerForm,
     "weights": lambda data: WeightsSize(**data),
     "files": _files,
+    "engines": _engines,
     "parity": lambda data: data if data is None else check_parity(data),
 }
 
@@ -143,8 +151,11 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "files": dict,
     "check": (dict, NoneType),
     "parity": (dict, NoneType),
+    "engines": dict,
     "schema_version": int,
 }
+_OPTIONAL = {"engines"}
+"""Keys that manifests of schema 1 have not always had."""
 
 
 def _check_json(data: dict[str, Any], path: Path) -> None:
@@ -154,11 +165,12 @@ def _check_json(data: dict[str, Any], path: Path) -> None:
             f"{path}: got schema_version {version!r}, expected {SCHEMA_VERSION}",
             "install the nvembed-deploy that wrote it, or export again with this one",
         )
-    missing, unknown = sorted(_JSON_TYPES.keys() - data), sorted(data.keys() - _JSON_TYPES)
+    missing = sorted(_JSON_TYPES.keys() - data.keys() - _OPTIONAL)
+    unknown = sorted(data.keys() - _JSON_TYPES)
     if missing or unknown:
         raise ArtifactError(f"{path}: missing keys {missing}, unknown keys {unknown}", REEXPORT)
     for key, expected in _JSON_TYPES.items():
-        if not isinstance(data[key], expected):
+        if key in data and not isinstance(data[key], expected):
             kinds = expected if isinstance(expected, tuple) else (expected,)
             raise ArtifactError(
                 f"{path}: {key} is a {type(data[key]).__name__}, expected "

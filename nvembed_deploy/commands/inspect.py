@@ -133,6 +133,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         + ", ".join(f"{count} {name}" for name, count in manifest.linears.items()),
         "weights": f"{manifest.weights.num_parameters:,} parameters, "
         f"{cli.human_bytes(manifest.weights.bytes)}",
+        **{f"engine {i}": r.summary for i, r in enumerate(manifest.engines.values(), 1)},
         "self-check": _check(manifest.check),
         "parity": _parity(manifest.parity),
         "made": f"{manifest.created} with "

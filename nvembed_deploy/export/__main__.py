@@ -14,6 +14,7 @@ from typing import Any
 
 from nvembed_deploy import cli
 from nvembed_deploy.artifact import LAYOUT
+from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import ArtifactError, MissingPackageError, RecipeError
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.recipe import OPSETS, PRECISIONS, ExportRecipe, load_recipe
@@ -22,6 +23,7 @@ from nvembed_deploy.spec import ModelSpec, PoolerForm
 _EXAMPLES = """examples:
   nvembed-deploy export ./NV-Embed-v2 ./nv-embed-v2-fp16
   nvembed-deploy export ./NV-Embed-v2 ./out --precision bf16 --opset 20
+  nvembed-deploy export ./NV-Embed-v2 ./out --precision fp8 --engine tensorrt-rtx --target sm89
   nvembed-deploy export --recipe export/fp16.toml ./NV-Embed-v2 ./out --dry-run
 """
 _WRITTEN_BYTES_PER_SECOND, _FOLDED_FLOPS_PER_SECOND = 240e6, 55e9
@@ -83,11 +85,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[f.value for f in PoolerForm],
         help="folded: constants multiplied out, exact (default); faithful: as trained, for audits",
     )
+    _add_engine_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be written; stop")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing artifact")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     cli.add_traceback(parser)
     parser.set_defaults(command=export)
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=[f.value for f in Flavour],
+        help="compile the graph too; tensorrt-rtx: for RTX and L4/L40 GPUs, without having one; "
+        "tensorrt: for the GPU of this machine",
+    )
+    parser.add_argument("--target", help="GPUs of a tensorrt-rtx engine: sm89,sm120 (all)")
+    parser.add_argument(
+        "--profile-from", type=Path, help="JSONL of texts whose lengths the engine is tuned for"
+    )
+    parser.add_argument("--timing-cache", type=Path, help="file that speeds up tensorrt's builds")
+
+
+def _engine(args: argparse.Namespace) -> dict[str, Any] | None:
+    given = {
+        "flavour": args.engine,
+        "targets": args.target,
+        "profile_from": str(args.profile_from) if args.profile_from else None,
+        "timing_cache": str(args.timing_cache) if args.timing_cache else None,
+    }
+    return {key: value for key, value in given.items() if value is not None} or None
 
 
 def export(args: argparse.Namespace) -> None:
@@ -103,6 +130,7 @@ def export(args: argparse.Namespace) -> None:
             "rounding": args.rounding,
             "keep": args.keep,
             "calibration": str(args.calibration) if args.calibration else None,
+            "engine": _engine(args),
         },
     )
     checkpoint, out = _paths(recipe)
@@ -129,12 +157,16 @@ def export(args: argparse.Namespace) -> None:
         cli.say(json.dumps({"out": str(out), "seconds": seconds, **manifest.to_dict()}, indent=2))
         return
     check = manifest.check or {}
+    engines = "".join(
+        f"engine {name} in {record.seconds:.0f} s: {record.summary}\n"
+        for name, record in manifest.engines.items()
+    )
     cli.say(
         f"wrote {out} in {seconds:.1f} s: {recipe.label}, "
         f"{cli.human_bytes(manifest.weights.bytes)}, opset {manifest.opset}\n"
         f"self-check passed ({check['method']}, {check['num_texts']} texts): cosine mean "
         f"{check['mean_cosine']:.7f}, min {check['min_cosine']:.7f}, largest difference "
-        f"{check['max_abs']:.1e}\n"
+        f"{check['max_abs']:.1e}\n{engines}"
         f"next: nvembed-deploy encode {out} --text 'hello'"
     )
 
@@ -165,7 +197,8 @@ def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported
         "hidden_size": spec.backbone.hidden_size,
         "adapter": planned.checkpoint.adapter is not None,
         **planned.recipe.to_dict(),
-        "files": list(_FILES),
+        **({"engine": planned.recipe.engine.label} if planned.recipe.engine else {}),
+        "files": list(_FILES) + (["engines/*.plan"] if planned.recipe.engine else []),
         "bytes": num_bytes,
         "num_nodes": len(planned.block.builder.nodes),
         **_estimates(planned),
@@ -196,8 +229,9 @@ def _num_bytes(planned: Any) -> int:  # noqa: ANN401 - imported late
     tokenizer = planned.checkpoint.tokenizer
     is_built = tokenizer.suffix == ".gguf"
     vocabulary = planned.checkpoint.spec.backbone.vocab_size
+    copies = 1 if planned.recipe.engine is None else 2
     return int(
-        planned.num_bytes
+        planned.num_bytes * copies
         + _WEIGHT_BYTES * len(planned.block.weights)
         + _NODE_BYTES * len(planned.block.builder.nodes)
         + (_TOKEN_BYTES * vocabulary if is_built else tokenizer.stat().st_size)
@@ -211,8 +245,9 @@ def _plan_text(plan: dict[str, Any]) -> str:
         f"{plan['checkpoint']} ({plan['model']}: {plan['layers']} layers, hidden "
         f"{plan['hidden_size']}{adapter})\n"
         f"-> {plan['out']}: {plan['precision']}, opset {plan['opset']}, {plan['pooler']} pooler, "
-        f"{plan['num_nodes']} nodes\n"
-        f"files {', '.join(plan['files'])}\n"
+        f"{plan['num_nodes']} nodes"
+        + (f", {plan['engine']} engine" if "engine" in plan else "")
+        + f"\nfiles {', '.join(plan['files'])}\n"
         f"disk {cli.human_bytes(plan['bytes'])}, peak memory about "
         f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {plan['seconds']:.0f} s to write and "
         f"{plan['self_check_seconds']:.0f} s to check\nnothing was written (--dry-run)"

@@ -58,8 +58,12 @@ class Calibration:
         return [collate(tokens[start : start + _BATCH], pad) for start in starts]
 
 
-def read_texts(path: Path) -> Iterator[CalibrationText]:
+def read_texts(path: Path, role: str = "calibration") -> Iterator[CalibrationText]:
     """Yield the texts of a JSONL file: `text`, and `instruction` where there is one.
+
+    Args:
+        path: the file.
+        role: what it is for; messages begin with it.
 
     Raises:
         RecipeError: the file is missing or empty, or a line is not such an object.
@@ -68,15 +72,15 @@ def read_texts(path: Path) -> Iterator[CalibrationText]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"calibration {path} cannot be read: {error}", 'give a file of {"text": ...} lines'
+            f"{role} {path} cannot be read: {error}", 'give a file of {"text": ...} lines'
         ) from error
     found = False
     for number, line in enumerate(lines, 1):
         if line.strip():
             found = True
-            yield _text(line, f"calibration {path}, line {number}")
+            yield _text(line, f"{role} {path}, line {number}")
     if not found:
-        raise RecipeError(f"calibration {path} holds no text", 'give a line of {"text": ...} each')
+        raise RecipeError(f"{role} {path} holds no text", 'give a line of {"text": ...} each')
 
 
 def _text(line: str, where: str) -> CalibrationText:

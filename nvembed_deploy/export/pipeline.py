@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,14 @@ from nvembed_deploy.artifact import (
     write_manifest,
 )
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
+from nvembed_deploy.engine_record import Profile
 from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
+from nvembed_deploy.export.engine import build_engine, probe
+from nvembed_deploy.export.engine_options import GraphFacts, check_engine
+from nvembed_deploy.export.engine_profiles import default_profiles, profiles_for, read_lengths
 from nvembed_deploy.export.formats import Rounding
-from nvembed_deploy.export.graph import Block, GraphOptions, author_graph
+from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_graph
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
 from nvembed_deploy.export.nearest import NearestQuantizer
 from nvembed_deploy.export.progress import Progress, SilentProgress
@@ -72,6 +76,13 @@ class Export:
         """How the graph is written."""
         return graph_options(self.recipe)
 
+    @property
+    def graph_facts(self) -> GraphFacts:
+        """What decides whether an engine can be built."""
+        recipe, linear = self.recipe, self.recipe.formats.linear
+        width = self.checkpoint.spec.backbone.head_width
+        return GraphFacts(recipe.precision, recipe.opset, width, linear.code if linear else None)
+
 
 def graph_options(recipe: ExportRecipe) -> GraphOptions:
     """Return how a recipe's graph is written."""
@@ -89,11 +100,15 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
+        HardwareError, RecipeError: the engine asked for cannot be built.
     """
     checkpoint = open_checkpoint(checkpoint_path)
     weights = open_weights(checkpoint)
     block = author_graph(checkpoint.spec, graph_options(recipe))
-    return Export(checkpoint, weights, recipe, block)
+    export = Export(checkpoint, weights, recipe, block)
+    if recipe.engine is not None:
+        check_engine(recipe.engine, export.graph_facts)
+    return export
 
 
 def run_export(
@@ -105,10 +120,14 @@ def run_export(
         ArtifactError: `out_dir` exists, or cannot be written.
         CheckpointError: a tensor cannot be used.
         GateError: the written graph does not agree with the checkpoint.
+        HardwareError, MissingPackageError, RecipeError: the engine cannot be built.
     """
+    if export.recipe.engine is not None:
+        probe(export.recipe.engine, export.graph_facts)
     progress = progress or SilentProgress()
     with staged_artifact(out_dir, overwrite=overwrite) as stage:
         _write_text_files(export, stage)
+        profiles = _profiles(export, stage)
         with progress.step("weights", export.num_bytes) as advance:
             file = _write_weights(export, stage, advance)
         with progress.step("graph", None):
@@ -118,7 +137,23 @@ def run_export(
             report = _check(export, file, stage, lambda: advance(1))
         manifest = _manifest(export, file, report)
         manifest = add_file_record(stage, manifest, LAYOUT.weights, file.sha256)
+        if export.recipe.engine is not None:
+            with progress.step("engine", 100) as advance:
+                built = build_engine(stage, INPUTS, export.recipe.engine, profiles, advance)
+            manifest = replace(manifest, engines={built.name: built.record})
+            manifest = add_file_record(stage, manifest, built.name, built.sha256)
         return write_manifest(stage, manifest)
+
+
+def _profiles(export: Export, stage: Path) -> tuple[Profile, ...]:
+    options, spec = export.recipe.engine, export.checkpoint.spec
+    if options is None or options.profiles:
+        return options.profiles if options else ()
+    most = min(spec.text.max_tokens, spec.backbone.max_positions)
+    if options.profile_from is None:
+        return default_profiles(most)
+    lengths = read_lengths(Path(options.profile_from), _tokenizer(export, stage))
+    return profiles_for(lengths, most)
 
 
 def _write_text_files(export: Export, stage: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.export.engine_options import EngineOptions, engine_options
 from nvembed_deploy.export.formats import SCHEMES, Activations, Code, Formats, Rounding
 from nvembed_deploy.spec import PoolerForm, Precision
 
@@ -43,6 +45,8 @@ class ExportRecipe:
     calibration_texts: int = 256
     calibration_tokens: int = 128
     seed: int = 0
+    engine: EngineOptions | None = None
+    """Compile the graph too."""
 
     @property
     def label(self) -> str:
@@ -98,12 +102,16 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
         RecipeError: the file cannot be read, or keys or values are wrong; all are listed.
     """
     values = _read(path) if path is not None else {}
-    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if isinstance(values.get("engine"), dict) and "engine" in given:
+        given["engine"] = values["engine"] | given["engine"]
+    values |= given
     known = {field.name for field in fields(ExportRecipe)} - {"scheme"}
     mistakes = [f"unknown key {key!r}" for key in sorted(set(values) - known)]
     clean: dict[str, Any] = {}
     for key in sorted(known & set(values)):
-        value, mistake = _value(key, values[key])
+        read = engine_options if key == "engine" else partial(_value, key)
+        value, mistake = read(values[key])
         clean[key] = value
         mistakes += [mistake] if mistake else []
     mistakes += _contradictions(clean)

@@ -1,0 +1,161 @@
+"""This file owns the process that compiles one engine: an operator can crash TensorRT's builder.
+
+`engine.py` starts it: an order as JSON on standard input, events as lines of JSON on standard
+output. What TensorRT itself prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from nvembed_deploy.engine_record import Flavour, Profile
+from nvembed_deploy.errors import NVEmbedError
+from nvembed_deploy.export.memory import peak_bytes
+from nvembed_deploy.tensorrt_api import Api, Flags, load_api
+
+Emit = Callable[[dict[str, Any]], None]
+_DIE_WITH_PARENT = 1
+"""Source: PR_SET_PDEATHSIG of prctl(2), linux/prctl.h."""
+_GRAIN = 0.01
+"""How much further a build is at each report of its progress."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to compile; without a graph, only what can be compiled here is asked."""
+
+    flavour: Flavour
+    graph: str | None = None
+    plan: str = ""
+    inputs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    flags: Flags = field(default_factory=Flags)
+    timing_cache: str | None = None
+
+    def to_json(self) -> str:
+        """Return the line that `from_json` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read `to_json`'s line."""
+        data = json.loads(text)
+        return cls(
+            **data
+            | {
+                "flavour": Flavour(data["flavour"]),
+                "profiles": tuple(Profile.from_dict(p) for p in data["profiles"]),
+                "flags": Flags(**data["flags"]),
+            }
+        )
+
+
+class _HashingFile:
+    """A file that is hashed while it is written: a plan is as large as the model."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        self.digest.update(data)
+        self.num_bytes += len(data)
+        return len(data)
+
+
+def build(order: Order, api: Api, emit: Emit) -> None:
+    """Compile a graph and write the plan; emits `log`, `fraction` and at the end `done`."""
+    started = time.monotonic()
+    logger = api.logger(lambda severity, text: emit({"log": [severity, text]}))
+    assert order.graph is not None
+    builder = api.module.Builder(logger)
+    network, _parser = api.parse(builder, logger, Path(order.graph))
+    config = api.config(builder, order.targets, order.flags)
+    for profile in order.profiles:
+        config.add_optimization_profile(api.profile(builder, profile, order.inputs))
+    if order.timing_cache:
+        api.use_timing_cache(config, Path(order.timing_cache))
+    config.progress_monitor = api.monitor(_stepwise(emit))
+    with Path(order.plan).open("wb") as file:
+        plan = _HashingFile(file)
+        if not builder.build_serialized_network_to_stream(network, config, api.writer(plan)):
+            raise ValueError("TensorRT could not build it")
+    if order.timing_cache:
+        _replace(Path(order.timing_cache), api.timing_cache(config))
+    done = {"sha256": plan.digest.hexdigest(), "seconds": round(time.monotonic() - started, 1)}
+    emit({"done": done | {"peak_bytes": peak_bytes(), "layers": _layers(order, api, logger)}})
+
+
+def _layers(order: Order, api: Api, logger: Any) -> list[str] | None:  # noqa: ANN401
+    """Ask the loaded engine where it can be loaded: full TensorRT built it for this GPU."""
+    if order.flavour is Flavour.RTX or order.flags.strip_weights:
+        return None
+    try:
+        return api.layer_names(Path(order.plan).read_bytes(), logger)
+    except ValueError:
+        return None
+
+
+def _stepwise(emit: Emit) -> Callable[[float], None]:
+    last = 0.0
+
+    def report(fraction: float) -> None:
+        nonlocal last
+        if fraction - last >= _GRAIN:
+            last = fraction
+            emit({"fraction": fraction})
+
+    return report
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _take_stdout() -> BinaryIO:
+    """Return the real standard output, and send everything else there to standard error."""
+    events = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    return events
+
+
+def main() -> int:
+    """Read an order, carry it out; the exit code is 0 if the last event is `done` or `ready`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    events = _take_stdout()
+
+    def emit(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event).encode() + b"\n")
+
+    order = Order.from_json(sys.stdin.readline())
+    try:
+        api = load_api(order.flavour)
+        emit({"ready": {"version": api.version, "targets": list(api.targets)}})
+        if order.graph is not None:
+            build(order, api, emit)
+    except NVEmbedError as error:
+        emit({"error": {"kind": type(error).__name__, "problem": error.problem, "fix": error.fix}})
+        return error.exit_code
+    except (ValueError, OSError) as error:
+        emit({"failed": str(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""This file owns which batch shapes an engine is tuned for.
+
+Profiles share the plan's weights, so that more of them cost code, not gigabytes. Built in are three
+habits of callers: a few short texts now, many texts together, and the longest that the model takes.
+`--profile-from` fits them to the lengths of real texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nvembed_deploy.engine_record import Profile, Shape
+from nvembed_deploy.export.calibration_texts import read_texts
+from nvembed_deploy.text import Tokenizer
+
+BUDGET_TOKENS = 8192
+"""Tokens in a batch at which a GPU is busy; a throughput profile is tuned for as many."""
+_SHORTEST = 2
+"""BOS and EOS. A profile from 1 token on costs TensorRT some of its fused kernels."""
+_LATENCY_BATCH, _THROUGHPUT_BATCH, _LONG_BATCH = 8, 64, 4
+_SHORT_TOKENS, _TYPICAL_TOKENS = 512, 128
+_GRAIN = 64
+"""Longest lengths are rounded up to a multiple of it, so that one more word still fits."""
+
+
+def default_profiles(max_tokens: int) -> tuple[Profile, ...]:
+    """Return the profiles for texts of unknown lengths.
+
+    Args:
+        max_tokens: most tokens of a text.
+    """
+    return _profiles(_TYPICAL_TOKENS, _SHORT_TOKENS, max_tokens)
+
+
+def profiles_for(lengths: Sequence[int], max_tokens: int) -> tuple[Profile, ...]:
+    """Return profiles for texts of known lengths.
+
+    They are tuned for the median. The short ones reach the 99th percentile, the long one all that
+    the model takes: a text that is longer than any seen must still run.
+
+    Args:
+        lengths: tokens of each text, instruction included.
+        max_tokens: most tokens of a text.
+    """
+    ordered = sorted(min(max(length, _SHORTEST), max_tokens) for length in lengths)
+    median, most = (ordered[(len(ordered) - 1) * part // 100] for part in (50, 99))
+    return _profiles(median, -(-most // _GRAIN) * _GRAIN, max_tokens)
+
+
+def read_lengths(path: Path, tokenizer: Tokenizer) -> list[int]:
+    """Return how many tokens each text of a JSONL file has: `text`, and `instruction` if any.
+
+    Raises:
+        RecipeError: the file cannot be read, or a line is no such object.
+    """
+    return [
+        len(tokenizer.tokenize([text.text], instruction=text.instruction)[0].ids)
+        for text in read_texts(path, "profile_from")
+    ]
+
+
+def _profiles(typical: int, short: int, max_tokens: int) -> tuple[Profile, ...]:
+    short, low = min(short, max_tokens), min(_SHORTEST, max_tokens)
+    typical = min(typical, short)
+    many = max(1, min(_THROUGHPUT_BATCH, BUDGET_TOKENS // typical))
+    latency = Profile("latency", Shape(1, low), Shape(1, typical), Shape(_LATENCY_BATCH, short))
+    throughput = Profile(
+        "throughput", Shape(1, low), Shape(many, typical), Shape(_THROUGHPUT_BATCH, short)
+    )
+    if short == max_tokens:
+        return latency, throughput
+    usual = min(max_tokens, max(short, BUDGET_TOKENS // _LONG_BATCH))
+    long = Profile("long", Shape(1, low), Shape(1, usual), Shape(_LONG_BATCH, max_tokens))
+    return latency, throughput, long

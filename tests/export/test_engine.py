@@ -1,0 +1,202 @@
+"""Tests of nvembed_deploy/export/engine.py: real plans, real deaths.
+
+They compile with TensorRT for RTX, which needs no GPU for that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from nvembed_deploy.__main__ import main
+from nvembed_deploy.artifact import open_artifact, read_manifest
+from nvembed_deploy.engine_record import Flavour, Profile, Shape
+from nvembed_deploy.errors import HardwareError, RecipeError
+from nvembed_deploy.export.engine import build_engine, probe
+from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts
+from nvembed_deploy.spec import ModelSpec, PoolerSpec, Precision
+from nvembed_deploy.tensorfile import open_tensors
+from tests.factories import TINY, write_released
+
+pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
+
+SPEC: ModelSpec = replace(
+    TINY,
+    backbone=replace(
+        TINY.backbone,
+        hidden_size=256,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_width=64,
+        intermediate_size=512,
+    ),
+    pooler=PoolerSpec(num_latents=16, num_heads=2, head_width=256, feed_width=1024),
+)
+"""Heads of 64: as narrow as trained models have them."""
+SHORT = Profile("short", Shape(1, 2), Shape(2, 32), Shape(4, 64))
+INPUTS = ("input_ids", "attention_mask", "pool_mask")
+RTX = EngineOptions(Flavour.RTX, ("sm89",))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_released(tmp_path_factory.mktemp("engine") / "checkpoint", SPEC)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path) -> Path:
+    """Return an artifact with an engine, made by the command line as a user does."""
+    out = checkpoint.parent / "artifact"
+    argv = ["export", str(checkpoint), str(out), "--engine", "tensorrt-rtx"]
+    assert main([*argv, "--target", "sm89,sm120"]) == 0
+    return out
+
+
+def test_the_artifact_holds_the_plan_and_says_what_it_is(exported: Path) -> None:
+    manifest = open_artifact(exported, "full").manifest
+    ((name, record),) = manifest.engines.items()
+    assert name == f"engines/tensorrt-rtx-{record.version}-sm89-sm120.plan"
+    assert manifest.files[name].bytes == (exported / name).stat().st_size > 1 << 20
+    assert (exported / name).read_bytes()[:4] == b"vtrt"
+    assert [p.name for p in record.profiles] == ["latency", "throughput", "long"]
+    assert list((exported / "engines").iterdir()) == [exported / name]
+
+
+def test_every_layers_attention_is_one_kernel_in_every_profile(exported: Path) -> None:
+    (record,) = read_manifest(exported).engines.values()
+    assert record.facts.fused_attention == SPEC.backbone.num_layers * len(record.profiles)
+
+
+def test_query_key_and_value_are_one_product(exported: Path) -> None:
+    (record,) = read_manifest(exported).engines.values()
+    linears = sum(read_manifest(exported).linears.values())
+    per_profile = record.facts.linears["fp16"] / len(record.profiles)
+    # q, k, v are one; so are gate and up; the pooler's are left
+    assert per_profile < linears - 2 * SPEC.backbone.num_layers
+
+
+def test_a_damaged_plan_is_found(exported: Path, tmp_path: Path, capsys) -> None:
+    (name,) = read_manifest(exported).engines
+    data = bytearray((exported / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (exported / name).write_bytes(data)
+    try:
+        assert main(["inspect", str(exported), "--full"]) == 2
+        assert f"{name} was changed" in capsys.readouterr().err
+    finally:
+        data[len(data) // 2] ^= 1
+        (exported / name).write_bytes(data)
+
+
+def test_inspect_shows_the_engine(exported: Path, capsys) -> None:
+    assert main(["inspect", str(exported)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "for sm89, sm120; 9 fused attentions" in out
+
+
+@pytest.mark.parametrize("target", ["sm89", "sm120"])
+def test_each_target_alone_fuses_as_well(exported: Path, tmp_path: Path, target: str) -> None:
+    link(exported, tmp_path)
+    options = EngineOptions(Flavour.RTX, (target,))
+    percents: list[int] = []
+    built = build_engine(tmp_path, INPUTS, options, (SHORT,), percents.append)
+    assert built.record.facts.fused_attention == SPEC.backbone.num_layers
+    assert built.record.targets == (target,)
+    assert sum(percents) == 100
+    assert min(percents) >= 0
+    assert len(percents) > 10
+
+
+def test_the_same_order_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:
+    link(exported, tmp_path)
+    first, second = (build_engine(tmp_path, INPUTS, RTX, (SHORT,)) for _ in range(2))
+    assert first.sha256 == second.sha256
+
+
+def test_without_a_target_the_plan_is_portable(exported: Path, tmp_path: Path) -> None:
+    link(exported, tmp_path)
+    built = build_engine(tmp_path, INPUTS, EngineOptions(Flavour.RTX), (SHORT,))
+    assert built.name.endswith("-portable.plan")
+
+
+def test_profiles_share_the_weights(exported: Path, tmp_path: Path) -> None:
+    """A profile more costs a program, not a model: each weight is in the plan once."""
+    weights = open_tensors(exported / "model.onnx_data")
+    entry = next(e for e in weights.values() if e.name.endswith("down_proj.weight_t"))
+    start = entry.offset
+    row = (exported / "model.onnx_data").read_bytes()[start : start + 256]
+    (name,) = read_manifest(exported).engines
+    assert (exported / name).read_bytes().count(row) == 1
+
+
+def test_the_compiler_starts_and_knows_its_targets() -> None:
+    version = probe(RTX, GraphFacts(Precision.FP16, 23, 64))
+    assert version.split(".")[0].isdecimal()
+
+
+def link(artifact: Path, folder: Path) -> None:
+    for name in ("model.onnx", "model.onnx_data"):
+        (folder / name).symlink_to(artifact / name)
+
+
+def test_an_operator_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT16, [4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("NoSuchOperator", ["x"], ["y"])], "one", [x], [y])
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    (tmp_path / "model.onnx_data").touch()
+    with pytest.raises(RecipeError, match="NoSuchOperator"):
+        build_engine(tmp_path, (), RTX, ())
+    assert not (tmp_path / "engines").exists()
+
+
+def test_a_build_that_tensorrt_refuses_says_why(exported: Path, tmp_path: Path) -> None:
+    link(exported, tmp_path)
+    with pytest.raises(RecipeError, match=r"could not build it(.*\n)+.*\[error\]"):
+        build_engine(tmp_path, INPUTS[:1], RTX, (SHORT,))
+    assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("signum", "fix"), [(signal.SIGSEGV, "try another --opset"), (signal.SIGKILL, "GiB beside")]
+)
+def test_a_compiler_that_dies_is_told_with_its_signal(
+    exported: Path, tmp_path: Path, signum: signal.Signals, fix: str
+) -> None:
+    link(exported, tmp_path)
+
+    def kill(_: int) -> None:
+        for child in children(os.getpid()):
+            os.kill(child, signum)
+
+    with pytest.raises(HardwareError, match=rf"died with signal {signum.name}") as caught:
+        build_engine(tmp_path, INPUTS, RTX, (SHORT,), kill)
+    assert fix in caught.value.fix
+    assert not (tmp_path / "engines").exists()
+
+
+def test_an_interrupt_ends_the_compiler_and_leaves_nothing(exported: Path, tmp_path: Path) -> None:
+    link(exported, tmp_path)
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(tmp_path, INPUTS, RTX, (SHORT,), interrupt)
+    assert not (tmp_path / "engines").exists()
+    assert children(os.getpid()) == []
+
+
+def children(parent: int) -> list[int]:
+    """Return the compilers that a process has started."""
+    command = ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(parent)]
+    found = subprocess.run(command, capture_output=True, check=False)
+    lines = found.stdout.decode().splitlines()
+    return [int(line.split()[0]) for line in lines if "engine_build" in line]

@@ -1,0 +1,66 @@
+"""Tests of nvembed_deploy/engine_record.py: profiles that make sense, records that survive JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nvembed_deploy.engine_record import EngineFacts, EngineRecord, Flavour, Profile, Shape
+
+PROFILE = Profile("latency", Shape(1, 2), Shape(1, 128), Shape(8, 512))
+RECORD = EngineRecord(
+    flavour=Flavour.RTX,
+    version="1.7.1",
+    targets=("sm89", "sm120"),
+    profiles=(PROFILE,),
+    facts=EngineFacts(fused_attention=3, linears={"fp16": 18}, kernels=50),
+    seconds=1.5,
+    options={"strip_weights": True},
+)
+
+
+def test_a_record_survives_json() -> None:
+    assert EngineRecord.from_dict(json.loads(json.dumps(RECORD.to_dict()))) == RECORD
+
+
+def test_the_summary_names_target_kernels_and_profiles() -> None:
+    for part in ("tensorrt-rtx 1.7.1", "sm89, sm120", "3 fused", "18 fp16", "up to 8x512"):
+        assert part in RECORD.summary
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("min", [1]),
+        ("min", "1x2"),
+        ("opt", [1, 600]),
+        ("max", [0, 512]),
+        ("max", [True, 512]),
+        ("max", [8.0, 512]),
+        ("name", ""),
+        ("name", 3),
+        ("more", 1),
+    ],
+)
+def test_a_profile_that_no_batch_could_meet_is_refused(key: str, value: object) -> None:
+    data = {"name": "latency", "min": [1, 2], "opt": [1, 128], "max": [8, 512]}
+    assert Profile.from_dict(data) == PROFILE
+    with pytest.raises(ValueError, match="profile"):
+        Profile.from_dict(data | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [((1, 1), True), ((8, 512), True), ((9, 1), False), ((1, 513), False)],
+)
+def test_a_profile_holds_what_can_be_padded_into_it(shape: tuple[int, int], fits: bool) -> None:
+    assert PROFILE.holds(Shape(*shape)) == fits
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"flavour": "x"}, {"profiles": [{}]}, {"facts": {"a": 1}}, {"unknown": 1}]
+)
+def test_a_damaged_record_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        EngineRecord.from_dict(RECORD.to_dict() | wrong)
