@@ -19,11 +19,22 @@ from nvembed_deploy.engine_record import EngineFacts
 _CALL = re.compile(rb"function=\{ name=(\w+) ")
 _PRODUCT = re.compile(rb'fully_connected=\{ name="[^"]*" output=\{[^}]*\} input=\{([^}]*)\}')
 _TENSOR = re.compile(rb'tensor=\{ [^\n]*? name="([^"]+)"[^\n]*? type=(\w+)')
+_STEP = re.compile(rb' (?:cast|mul)=\{ name="[^"]*" output=\{"([^"]+)" \} input=\{"([^"]+)"')
 _ATTENTION = (b"_gemm_mha", b"_gemv_mha")
 """Names of fused attention. Source: pytorch/TensorRT's own tests look for the same."""
 _WINDOW_BYTES = 1 << 16
 """More than a line of the program has."""
-_TYPES = {"half": "fp16", "bfloat16": "bf16", "float": "fp32", "fp8_e4m3": "fp8"}
+_MOST_STEPS = 8
+"""Between a stored weight and its product: casts, and the multiplication by its scale."""
+_TYPES = {
+    "int4": ("int4", 4),
+    "int8": ("int8", 8),
+    "fp8_e4m3": ("fp8", 8),
+    "half": ("fp16", 16),
+    "bf16": ("bf16", 16),
+    "float": ("fp32", 32),
+}
+"""Our name of a plan's type, and its bits."""
 
 
 def read_plan(path: Path) -> EngineFacts:
@@ -32,7 +43,12 @@ def read_plan(path: Path) -> EngineFacts:
         names = [match[1] for match in _found(plan, b"function={ name=", _CALL)]
         types = {m[1]: m[2].decode() for m in _found(plan, b"tensor={ ", _TENSOR)}
         products = [match[1] for match in _found(plan, b"fully_connected={ name=", _PRODUCT)]
-    kinds = Counter(_weight_type(inputs, types) for inputs in products)
+        sources = {
+            match[1]: match[2]
+            for literal in (b" cast={ name=", b" mul={ name=")
+            for match in _found(plan, literal, _STEP)
+        }
+    kinds = Counter(_narrowest(inputs, types, sources) for inputs in products)
     return EngineFacts(
         fused_attention=sum(name.startswith(_ATTENTION) for name in names),
         linears=dict(sorted(kinds.items())),
@@ -60,9 +76,17 @@ def _found(
         at = plan.find(literal, at + len(literal))
 
 
-def _weight_type(inputs: bytes, types: dict[bytes, str]) -> str:
-    """Return the type of a product's constant operand, else of the first one known."""
-    names = re.findall(rb'"([^"]+)"', inputs)
-    constant_first = sorted(names[:2], key=lambda name: not name.endswith(b"_dconst"))
-    known = [types[name] for name in constant_first if name in types]
-    return _TYPES.get(known[0], known[0]) if known else "unknown"
+def _narrowest(inputs: bytes, types: dict[bytes, str], sources: dict[bytes, bytes]) -> str:
+    """Return the narrowest type that a product's operands are stored in, its weight's.
+
+    A weight that is dequantised in the product's own kernel reaches it through casts.
+    """
+    found = []
+    for operand in re.findall(rb'"([^"]+)"', inputs)[:2]:
+        name: bytes | None = operand
+        for _ in range(_MOST_STEPS):
+            if name is None:
+                break
+            found.append(_TYPES.get(types.get(name, "")))
+            name = sources.get(name)
+    return min((f for f in found if f), key=lambda kind: kind[1], default=("unknown", 0))[0]

@@ -18,7 +18,7 @@ RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 PORTABLE = "portable"
 """One plan for every GPU from SM80 on that TensorRT for RTX knows; what no target means."""
 COMPATIBILITIES = ("ampere_plus", "same_compute_capability")
-_FP8_FROM, _BF16_FROM, _ATTENTION_OPSET = 89, 80, 23
+_FP8_FROM, _AMPERE, _ATTENTION_OPSET = 89, 80, 23
 _HEAD_WIDTHS = range(16, 257, 8)
 """Widths that the fused attention kernels take; beyond them the Attention operator fails."""
 
@@ -126,7 +126,12 @@ def _check_types(targets: tuple[str, ...], graph: GraphFacts) -> None:
             f"{old} cannot compute in FP8, which begins with sm{_FP8_FROM}",
             "remove that target, or export with --precision int8",
         )
-    if graph.precision is not Precision.FP16 and oldest < _BF16_FROM:
+    if graph.code is Code.INT4 and oldest < _AMPERE:
+        raise RecipeError(
+            f"sm{oldest} has no kernels for 4-bit weights, which begin with sm{_AMPERE}",
+            f"remove sm{oldest}, or export with --precision int8-weight",
+        )
+    if graph.precision is not Precision.FP16 and oldest < _AMPERE:
         raise RecipeError(
             f"sm{oldest} cannot multiply matrices in {graph.precision}",
             f"remove sm{oldest}, or export with --precision fp16",

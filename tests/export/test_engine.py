@@ -79,7 +79,7 @@ def test_query_key_and_value_are_one_product(exported: Path) -> None:
     (record,) = read_manifest(exported).engines.values()
     linears = sum(read_manifest(exported).linears.values())
     per_profile = record.facts.linears["fp16"] / len(record.profiles)
-    # q, k, v are one; so are gate and up; the pooler's are left
+    # One product for q, k and v, one for gate and up.
     assert per_profile < linears - 2 * SPEC.backbone.num_layers
 
 

@@ -74,6 +74,7 @@ def test_every_mistake_is_listed_at_once() -> None:
         ("sm90", {}, "does not build for sm90", "--engine tensorrt"),
         ("sm89,sm999", {}, "sm999", "--engine tensorrt"),
         ("sm86,sm89", {"code": Code.FP8}, "sm86 cannot compute in FP8", "--precision int8"),
+        ("sm75", {"code": Code.INT4}, "no kernels for 4-bit", "--precision int8-weight"),
         ("sm75", {"precision": Precision.BF16}, "sm75 cannot multiply", "--precision fp16"),
         ("sm75", {"precision": Precision.FP32, "opset": 20}, "sm75 cannot", "--precision fp16"),
         ("sm89", {"precision": Precision.FP32}, "computes in fp32", "--opset 20"),
@@ -106,6 +107,7 @@ def test_what_only_full_tensorrt_has_is_refused(name: str) -> None:
         ("sm80", {"precision": Precision.BF16}),
         ("sm86", {"precision": Precision.FP32, "opset": 20, "head_width": 512}),
         ("sm75", {"code": Code.INT8}),
+        ("sm80", {"code": Code.INT4}),
     ],
 )
 def test_what_builds_is_not_refused(targets: str, change: dict[str, Any]) -> None:
