@@ -17,6 +17,7 @@ import numpy as np
 from nvembed_deploy.checkpoint import (
     DESCRIPTION,
     SCHEMA_VERSION,
+    Checkpoint,
     open_base,
     open_checkpoint,
     write_tokenizer,
@@ -59,11 +60,17 @@ def assemble_checkpoint(
         seed: of a fresh pooler.
 
     Raises:
-        CheckpointError: a part is missing or does not fit the others.
+        CheckpointError: a part is missing or does not fit the others, or `out` is inside the base
+            that is to be copied into it.
     """
     for part in (parts.base, parts.adapter, parts.pooler):
         if part is not None and not part.exists():
             raise CheckpointError(f"{part} does not exist", "correct the path")
+    if copy_base and Path(out).resolve().is_relative_to(parts.base.resolve()):
+        raise CheckpointError(
+            f"{out} is inside the base {parts.base}, which cannot be copied into itself",
+            "choose a folder elsewhere",
+        )
     with staged_folder(out, marker=DESCRIPTION, overwrite=overwrite) as stage:
         description = {
             "schema_version": SCHEMA_VERSION,
@@ -79,11 +86,20 @@ def assemble_checkpoint(
         if parts.adapter is not None:
             shutil.copytree(parts.adapter, stage / "adapter")
         _place_pooler(parts, stage / "pooler.safetensors", seed)
-        checkpoint = open_checkpoint(stage)
-        open_weights(checkpoint)
+        checkpoint = _opened(stage, Path(out))
         if not (stage / "tokenizer.json").exists():
             write_tokenizer(checkpoint, stage / "tokenizer.json")
         return checkpoint.spec
+
+
+def _opened(stage: Path, out: Path) -> Checkpoint:
+    """Return the staged checkpoint if its tensors fit its config; an error names `out` instead."""
+    try:
+        checkpoint = open_checkpoint(stage)
+        open_weights(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(error.problem.replace(str(stage), str(out)), error.fix) from error
+    return checkpoint
 
 
 def _place_pooler(parts: Parts, path: Path, seed: int) -> None:

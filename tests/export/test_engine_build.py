@@ -40,7 +40,9 @@ def test_an_order_survives_its_pipe() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it lives until its pipe breaks")
 def test_the_compiler_dies_with_the_process_that_started_it() -> None:
     starter = (
-        "import subprocess, sys\n"
+        "import signal, subprocess, sys\n"
+        # as in a terminal: what runs in the background may have been told to ignore it
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
         "child = subprocess.Popen([sys.executable, '-m', 'nvembed_deploy.export.engine_build'])\n"
         "print(child.pid, flush=True)\n"
         "child.wait()\n"

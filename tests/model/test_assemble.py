@@ -1,0 +1,118 @@
+"""Tests of nvembed_deploy/model/assemble.py: parts become a checkpoint, or nothing does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvembed_deploy import load_encoder
+from nvembed_deploy.checkpoint import DESCRIPTION, open_checkpoint
+from nvembed_deploy.errors import ArtifactError, CheckpointError
+from nvembed_deploy.model.assemble import Parts, assemble_checkpoint, write_fresh_pooler
+from nvembed_deploy.model.weights import open_weights
+from tests import factories
+from tests.model.test_adapter import write_adapter
+
+TINY = factories.TINY
+
+
+@pytest.fixture
+def parts(tiny_base: Path, tiny_pooler: Path) -> Parts:
+    return Parts(tiny_base, pooler=tiny_pooler, pooler_spec=TINY.pooler)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_folder_holds_exactly_its_parts(tmp_path: Path, parts: Parts) -> None:
+    spec = assemble_checkpoint(replace(parts, prompts={"query": "Q: "}), tmp_path / "out")
+    assert spec == open_checkpoint(tmp_path / "out").spec
+    assert (spec.name, spec.backbone, spec.pooler) == ("out", TINY.backbone, TINY.pooler)
+    assert spec.prompts == {"query": "Q: "}
+    assert listing(tmp_path / "out") == [DESCRIPTION, "pooler.safetensors", "tokenizer.json"]
+
+
+def test_a_folder_with_its_base_inside_may_be_moved(tmp_path: Path, parts: Parts) -> None:
+    base = shutil.copytree(parts.base, tmp_path / "base")
+    write_adapter(base, tmp_path / "lora")
+    parts = replace(parts, base=base, adapter=tmp_path / "lora")
+    assemble_checkpoint(parts, tmp_path / "out", copy_base=True)
+    for part in (base, tmp_path / "lora"):
+        shutil.rmtree(part)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    moved = (tmp_path / "out").rename(tmp_path / "deep" / "er" / "moved")
+    weights = open_weights(open_checkpoint(moved))
+    for name in weights.shapes:
+        assert np.isfinite(weights.read(name)).all()
+
+
+def test_a_base_elsewhere_is_named_relative_to_the_folder(tmp_path: Path, parts: Parts) -> None:
+    base = shutil.copytree(parts.base, tmp_path / "models" / "base")
+    assemble_checkpoint(replace(parts, base=base), tmp_path / "out")
+    described = json.loads((tmp_path / "out" / DESCRIPTION).read_text())
+    assert described["base"] == "../models/base"
+
+
+def test_a_fresh_pooler_is_seeded_and_nearly_the_mean(tmp_path: Path, parts: Parts) -> None:
+    texts = ["the cat sat on the mat", "another text", "a"]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for path, seed in zip(paths, (0, 0, 1), strict=True):
+        write_fresh_pooler(path, TINY.pooler, TINY.backbone, seed)
+    assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
+    assemble_checkpoint(replace(parts, pooler=None), tmp_path / "fresh")
+    with load_encoder(tmp_path / "fresh") as encoder:
+        fresh = encoder.encode(texts)
+    description = tmp_path / "fresh" / DESCRIPTION
+    data = json.loads(description.read_text())
+    data["pooler_spec"]["pooling"] = "mean"
+    description.write_text(json.dumps(data))
+    with load_encoder(tmp_path / "fresh") as encoder:
+        mean = encoder.encode(texts)
+    assert (fresh * mean).sum(1).min() >= 0.999
+
+
+@pytest.mark.parametrize("part", ["base", "adapter", "pooler"])
+def test_a_part_that_is_not_there_is_named(tmp_path: Path, parts: Parts, part: str) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(CheckpointError, match=f"{gone} does not exist"):
+        assemble_checkpoint(replace(parts, **{part: gone}), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_that_do_not_fit_leave_nothing(tmp_path: Path, parts: Parts) -> None:
+    latents = r"pooler\.latents in pooler\.safetensors: got shape \[12, 64\], expected \[13, 64\]"
+    out = tmp_path / "out"
+    with pytest.raises(CheckpointError, match=f"(?s){out}: .*{latents}"):
+        assemble_checkpoint(replace(parts, pooler_spec=replace(TINY.pooler, num_latents=13)), out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_checkpoint_is_replaced_only_when_asked(tmp_path: Path, parts: Parts) -> None:
+    out = tmp_path / "out"
+    assemble_checkpoint(replace(parts, name="old"), out)
+    with pytest.raises(ArtifactError, match="exists already"):
+        assemble_checkpoint(replace(parts, name="new"), out)
+    assert open_checkpoint(out).spec.name == "old"
+    assemble_checkpoint(replace(parts, name="new"), out, overwrite=True)
+    assert open_checkpoint(out).spec.name == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, parts: Parts) -> None:
+    base = shutil.copytree(parts.base, tmp_path / "base")
+    with pytest.raises(ArtifactError, match=r"it has no checkpoint\.json"):
+        assemble_checkpoint(parts, base, overwrite=True)
+    assert listing(base) == listing(parts.base)
+
+
+def test_copying_a_base_into_itself_is_refused(tmp_path: Path, parts: Parts) -> None:
+    base = shutil.copytree(parts.base, tmp_path / "base")
+    with pytest.raises(CheckpointError, match="cannot be copied into itself"):
+        assemble_checkpoint(replace(parts, base=base), base / "out", copy_base=True)
+    assert listing(base) == listing(parts.base)
