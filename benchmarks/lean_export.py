@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -139,17 +140,20 @@ def write_random_checkpoint(folder: Path, spec: ModelSpec, seed: int = 0) -> int
 
 
 def _noise(noise: np.ndarray, name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Yield a tensor in chunks cut from one block of noise, scaled as trained linears are."""
+    """Yield a tensor in chunks cut from one block of noise, scaled as trained linears are.
+
+    Each begins elsewhere in the block: equal weights would be stored once by some compilers.
+    """
     if name.endswith("norm.weight"):
         yield np.ones(shape, np.float16)
         return
     scale = 1.0 if name.endswith("latents") else shape[-1] ** -0.5
     block = (noise * np.float32(scale)).astype(np.float16)
-    left = int(np.prod(shape))
+    left, start = int(np.prod(shape)), zlib.crc32(name.encode()) % block.size
     while left:
-        take = min(left, block.size)
-        yield block[:take]
-        left -= take
+        take = min(left, block.size - start)
+        yield block[start : start + take]
+        left, start = left - take, 0
 
 
 def _write_tokenizer(path: Path) -> None:
