@@ -23,7 +23,7 @@ import numpy as np
 
 from nvembed_deploy.config import backbone_from_config, read_json, released_spec, text_from_config
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.spec import ModelSpec, PoolerSpec, Pooling, TextSpec
+from nvembed_deploy.spec import ModelSpec, PoolerSpec, TextSpec
 from nvembed_deploy.tensorfile import open_tensor_folder, open_tensors
 
 DESCRIPTION = "checkpoint.json"
@@ -35,6 +35,7 @@ _KINDS: dict[str, type] = {
     "adapter": str,
     "pooler": str,
     "pooler_spec": dict,
+    "causal": bool,
     "text": dict,
     "prompts": dict,
 }
@@ -128,13 +129,14 @@ def _open_assembled(path: Path) -> Checkpoint:
     pooler_spec = _changed(spec.pooler, description, "pooler_spec", where)
     spec = replace(
         spec,
+        backbone=replace(spec.backbone, causal=description.get("causal") or False),
         pooler=pooler_spec,
         name=description.get("name") or path.name,
         prompts=description.get("prompts") or {},
         text=_changed(spec.text, description, "text", where),
     )
     _check_template(spec.text, where)
-    has_pooler = pooler_spec.pooling is Pooling.LATENT
+    has_pooler = pooler_spec.pooling.has_weights
     own_tokenizer = path / "tokenizer.json"
     return Checkpoint(
         path=path,

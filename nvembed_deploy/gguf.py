@@ -157,7 +157,11 @@ def _backbone(header: GGUFHeader) -> BackboneSpec:
     values = {name: header.get(f"{_ARCHITECTURE}.{key}", int) for name, key in sizes.items()}
     num_tokens = len(header.metadata.get("tokenizer.ggml.tokens", ()))
     return BackboneSpec(
-        **values,
+        hidden_size=values["hidden_size"],
+        num_layers=values["num_layers"],
+        num_heads=values["num_heads"],
+        intermediate_size=values["intermediate_size"],
+        max_positions=values["max_positions"],
         vocab_size=header.get(f"{_ARCHITECTURE}.vocab_size", int, num_tokens),
         num_kv_heads=header.get(
             f"{_ARCHITECTURE}.attention.head_count_kv", int, values["num_heads"]

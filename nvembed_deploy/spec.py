@@ -26,10 +26,17 @@ class PoolerForm(StrEnum):
 
 
 class Pooling(StrEnum):
-    """How token states become one vector."""
+    """How token states become one vector: the paper's four (arXiv 2405.17428, section 3.1)."""
 
     LATENT = "latent"
     MEAN = "mean"
+    EOS = "eos"
+    SELF_ATTENTION = "self-attention"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a pooler to train and to store."""
+        return self in {Pooling.LATENT, Pooling.SELF_ATTENTION}
 
 
 class Truncation(StrEnum):
@@ -57,6 +64,8 @@ class BackboneSpec:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     max_positions: int = 32768
+    causal: bool = False
+    """Tokens see only what is left of them: the decoder as it came, for ablations."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ TESTED_IN = {
     # The command line, run as a user does.
     "__main__": "test_cold_import",
     "export/progress": "test_cold_import",
+    "train/example": "train/test_sources",
+    "train/run_folder": "train/test_loop",
+    "train/saved": "train/test_loop",
     # Plain data, protocols and a PEP 562 attribute.
     "__init__": "e2e/test_checkpoint_to_encoder",
     "errors": "test_artifact",

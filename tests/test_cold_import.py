@@ -15,12 +15,16 @@ PACKAGE = ROOT / "nvembed_deploy"
 
 HEAVY = (
     "accelerate",
+    "datasets",
     "gguf",
+    "matplotlib",
     "mteb",
     "onnx",
     "onnx_ir",
     "onnxruntime",
     "peft",
+    "pyarrow",
+    "pydantic",
     "ray",
     "safetensors",
     "tensorrt",
@@ -45,6 +49,16 @@ NEEDS = {
     "nvembed_deploy.model.streaming": "torch",
     "nvembed_deploy.runtimes.onnx_runtime": "onnxruntime",
     "nvembed_deploy.runtimes.torch_runtime": "torch",
+    "nvembed_deploy.train.batch": "pydantic",
+    "nvembed_deploy.train.gradcache": "torch",
+    "nvembed_deploy.train.learner": "torch",
+    "nvembed_deploy.train.loop": "torch",
+    "nvembed_deploy.train.loss": "torch",
+    "nvembed_deploy.train.mixture": "pydantic",
+    "nvembed_deploy.train.recipe": "pydantic",
+    "nvembed_deploy.train.run_folder": "pydantic",
+    "nvembed_deploy.train.saved": "torch",
+    "nvembed_deploy.train.sources": "pydantic",
 }
 """Modules that cannot be imported without a heavy package, and the one they miss first."""
 
@@ -71,7 +85,9 @@ COMMANDS = [
     ["nvembed_deploy", "export"],
     ["nvembed_deploy", "inspect"],
     ["nvembed_deploy", "encode"],
+    ["nvembed_deploy", "train"],
     ["nvembed_deploy.export"],
+    ["nvembed_deploy.train"],
 ]
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder, WeightEntry
 from nvembed_deploy.export.dialect import DIALECTS, DROPPED, Angles
 from nvembed_deploy.export.formats import Formats
 from nvembed_deploy.export.linear import LinearWriter
 from nvembed_deploy.export.pooler import PoolerWriter, unit_length
 from nvembed_deploy.export.rotation import UNROTATE, feature_block, hadamard
-from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
+from nvembed_deploy.spec import ModelSpec, PoolerForm, Pooling, Precision
 
 INPUTS = ("input_ids", "attention_mask", "pool_mask")
 OUTPUT = "sentence_embedding"
@@ -59,7 +60,12 @@ class Block:
 
 
 def author_graph(spec: ModelSpec, options: GraphOptions) -> Block:
-    """Author the whole graph."""
+    """Author the whole graph.
+
+    Raises:
+        CheckpointError: the model is one of the paper's ablations.
+    """
+    _refuse_ablation(spec)
     author = _Author(spec, options)
     input_ids, attention_mask, pool_mask = (author.mask_input(name) for name in INPUTS)
     hidden = author.embed(input_ids)
@@ -68,6 +74,18 @@ def author_graph(spec: ModelSpec, options: GraphOptions) -> Block:
         hidden = author.layer(hidden, layer, mask, angles)
     output = author.pool(hidden, pool_mask)
     return author.block((input_ids, attention_mask, pool_mask), output)
+
+
+def _refuse_ablation(spec: ModelSpec) -> None:
+    pooling = spec.pooler.pooling
+    if spec.backbone.causal or pooling not in {Pooling.LATENT, Pooling.MEAN}:
+        kind = "causal attention" if spec.backbone.causal else f"pooling {pooling.value!r}"
+        raise CheckpointError(
+            f"{spec.name} has {kind}, which is there to rerun the paper's ablations; no graph is "
+            "written for it",
+            'encode with load_encoder(CHECKPOINT, "torch"), or train bidirectional with latent or '
+            "mean pooling",
+        )
 
 
 def author_blocks(spec: ModelSpec, options: GraphOptions) -> list[Block]:

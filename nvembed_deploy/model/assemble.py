@@ -43,6 +43,7 @@ class Parts:
     adapter: Path | None = None
     pooler: Path | None = None
     pooler_spec: PoolerSpec = field(default_factory=PoolerSpec)
+    causal: bool = False
     name: str | None = None
     prompts: dict[str, str] = field(default_factory=dict)
 
@@ -71,21 +72,24 @@ def assemble_checkpoint(
             f"{out} is inside the base {parts.base}, which cannot be copied into itself",
             "choose a folder elsewhere",
         )
+    pooling = parts.pooler_spec.pooling
     with staged_folder(out, marker=DESCRIPTION, overwrite=overwrite) as stage:
         description = {
             "schema_version": SCHEMA_VERSION,
             "name": parts.name or Path(out).resolve().name,
             "base": _place(parts.base, stage, Path(out), copy_base),
             "adapter": "adapter" if parts.adapter else None,
-            "pooler": "pooler.safetensors",
-            "pooler_spec": {**asdict(parts.pooler_spec), "pooling": "latent"},
+            "pooler": "pooler.safetensors" if pooling.has_weights else None,
+            "pooler_spec": {**asdict(parts.pooler_spec), "pooling": pooling.value},
+            "causal": parts.causal,
             "prompts": parts.prompts,
         }
         text = json.dumps(description, indent=2) + "\n"
         (stage / DESCRIPTION).write_text(text, encoding="utf-8")
         if parts.adapter is not None:
             shutil.copytree(parts.adapter, stage / "adapter")
-        _place_pooler(parts, stage / "pooler.safetensors", seed)
+        if pooling.has_weights:
+            _place_pooler(parts, stage / "pooler.safetensors", seed)
         checkpoint = _opened(stage, Path(out))
         if not (stage / "tokenizer.json").exists():
             write_tokenizer(checkpoint, stage / "tokenizer.json")

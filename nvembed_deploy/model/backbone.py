@@ -40,9 +40,10 @@ class Backbone(nn.Module):
             input_ids_BS: int64 [B, S].
             attention_mask_BS: [B, S], nonzero = may be attended; each row keeps one at least.
         """
+        mask = padding_mask(attention_mask_BS, self.decoder.dtype)
         output = self.decoder(
             input_ids=input_ids_BS,
-            attention_mask=padding_mask(attention_mask_BS, self.decoder.dtype),
+            attention_mask=causal_mask(mask) if self.spec.causal else mask,
             use_cache=False,
         )
         hidden_BSD: torch.Tensor = output.last_hidden_state
@@ -57,6 +58,12 @@ def padding_mask(attention_mask_BS: torch.Tensor, dtype: torch.dtype) -> torch.T
     batch, length = attention_mask_BS.shape
     dropped = (attention_mask_BS == 0).to(dtype) * torch.finfo(dtype).min
     return dropped[:, None, None, :].expand(batch, 1, length, length)
+
+
+def causal_mask(mask_B1SS: torch.Tensor) -> torch.Tensor:
+    """Drop what is right of each token too: the paper's ablation (arXiv 2405.17428, table 2)."""
+    lowest = torch.finfo(mask_B1SS.dtype).min
+    return mask_B1SS.masked_fill(torch.ones_like(mask_B1SS[0, 0]).triu(1).bool(), lowest)
 
 
 def _config(spec: BackboneSpec, attention: str) -> MistralConfig:

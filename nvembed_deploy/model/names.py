@@ -91,13 +91,14 @@ def layer_shapes(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
 
 
 def pooler_shapes(spec: PoolerSpec, backbone: BackboneSpec) -> dict[str, tuple[int, ...]]:
-    """List the latent pooler's tensors; empty for mean pooling."""
-    if spec.pooling is Pooling.MEAN:
+    """List the pooler's tensors: no latents for self-attention, nothing for mean and EOS."""
+    if not spec.pooling.has_weights:
         return {}
     hidden, inner = backbone.hidden_size, spec.num_heads * spec.head_width
-    vectors = ("query_norm", "latent_norm", "feed_norm")
+    has_latents = spec.pooling is Pooling.LATENT
+    vectors = ("query_norm", *(("latent_norm",) if has_latents else ()), "feed_norm")
     return {
-        POOLER + "latents": (spec.num_latents, hidden),
+        **({POOLER + "latents": (spec.num_latents, hidden)} if has_latents else {}),
         POOLER + "query.weight": (inner, hidden),
         POOLER + "key_value.weight": (2 * inner, hidden),
         POOLER + "output.weight": (hidden, inner),

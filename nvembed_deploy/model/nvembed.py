@@ -15,7 +15,13 @@ from torch.nn import functional
 from nvembed_deploy.model.backbone import Backbone
 from nvembed_deploy.model.fold import fold_attention
 from nvembed_deploy.model.names import BACKBONE
-from nvembed_deploy.model.pooler import FoldedLatentPooler, LatentPooler, MeanPooler
+from nvembed_deploy.model.pooler import (
+    EosPooler,
+    FoldedLatentPooler,
+    LatentPooler,
+    MeanPooler,
+    SelfAttentionPooler,
+)
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.spec import ModelSpec, PoolerForm, Pooling
 
@@ -50,6 +56,10 @@ class NVEmbed(nn.Module):
 def _pooler(spec: ModelSpec, form: PoolerForm) -> nn.Module:
     if spec.pooler.pooling is Pooling.MEAN:
         return MeanPooler()
+    if spec.pooler.pooling is Pooling.EOS:
+        return EosPooler()
+    if spec.pooler.pooling is Pooling.SELF_ATTENTION:
+        return SelfAttentionPooler(spec.pooler, spec.backbone)
     kind = LatentPooler if form is PoolerForm.FAITHFUL else FoldedLatentPooler
     return kind(spec.pooler, spec.backbone)
 

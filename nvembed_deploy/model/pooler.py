@@ -1,7 +1,7 @@
-"""This file owns the latent-attention pooler as torch modules: faithful, folded, and plain mean.
+"""This file owns the poolers as torch modules: latent (faithful, folded) and the paper's others.
 
-Tokens are the queries; a fixed array of latents gives keys and values (arXiv 2405.17428, section
-3.1). Then a GEGLU block, each with a residual, then the mean over the kept tokens.
+Latent attention (arXiv 2405.17428, section 3.1): tokens are the queries; a fixed array of latents
+gives keys and values. Then a GEGLU block, each with a residual, then the mean over kept tokens.
 Shapes: B batch, S sequence, D hidden, H heads, K head width, L latents, X = H*L.
 """
 
@@ -55,6 +55,41 @@ class LatentPooler(nn.Module):
         return mixed
 
 
+class SelfAttentionPooler(nn.Module):
+    """The latent pooler with the kept tokens in the latents' place (section 3.1's alternative)."""
+
+    def __init__(self, spec: PoolerSpec, backbone: BackboneSpec) -> None:
+        """Build the module with torch's default initialisation."""
+        super().__init__()
+        hidden, inner = backbone.hidden_size, spec.num_heads * spec.head_width
+        self.spec = spec
+        self.query_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
+        self.query = nn.Linear(hidden, inner, bias=False)
+        self.key_value = nn.Linear(hidden, 2 * inner, bias=False)
+        self.output = nn.Linear(inner, hidden, bias=False)
+        self.feed_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
+        self.feed_up = nn.Linear(hidden, 2 * spec.feed_width)
+        self.feed_down = nn.Linear(spec.feed_width, hidden)
+
+    def forward(self, hidden_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Return pooled_BD, not normalised. `pool_mask_BS`: nonzero = averaged."""
+        normal_BSD, heads = self.query_norm(hidden_BSD), (-1, self.spec.head_width)
+        key_BSX, value_BSX = self.key_value(normal_BSD).chunk(2, dim=-1)
+        query_BHSK, key_BHSK, value_BHSK = (
+            t.unflatten(-1, heads).transpose(1, 2)
+            for t in (self.query(normal_BSD), key_BSX, value_BSX)
+        )
+        # A text with no kept token attends to all, and is zero by the mean below.
+        kept_BS = (pool_mask_BS != 0) | ~pool_mask_BS.any(-1, keepdim=True)
+        mixed_BHSK = functional.scaled_dot_product_attention(
+            query_BHSK, key_BHSK, value_BHSK, attn_mask=kept_BS[:, None, None, :]
+        )
+        states_BSD = self.output(mixed_BHSK.transpose(1, 2).flatten(2)) + hidden_BSD
+        value, gate = self.feed_up(self.feed_norm(states_BSD)).chunk(2, dim=-1)
+        states_BSD = self.feed_down(value * functional.gelu(gate)) + states_BSD
+        return mean_pool(states_BSD, pool_mask_BS)
+
+
 class FoldedLatentPooler(nn.Module):
     """The same function with keys and values folded into two matrices (see `fold.py`).
 
@@ -91,6 +126,16 @@ class MeanPooler(nn.Module):
     def forward(self, hidden_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
         """Return pooled_BD, not normalised. `pool_mask_BS`: nonzero = averaged."""
         return mean_pool(hidden_BSD, pool_mask_BS)
+
+
+class EosPooler(nn.Module):
+    """The state of the last kept token: EOS."""
+
+    def forward(self, hidden_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Return pooled_BD, not normalised. `pool_mask_BS`: the last nonzero is taken."""
+        kept_BS = pool_mask_BS != 0
+        is_last_BS = kept_BS & (kept_BS.cumsum(-1) == kept_BS.sum(-1, keepdim=True))
+        return mean_pool(hidden_BSD, is_last_BS)
 
 
 def mean_pool(states_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:

@@ -93,3 +93,15 @@ def test_gradients_reach_every_parameter() -> None:
     backbone = Backbone(replace(TINY.backbone, num_layers=1))
     backbone(torch.arange(8)[None], torch.ones(1, 8)).sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@torch.no_grad()
+def test_the_causal_ablation_is_transformers_own_causal_model(backbone: Backbone) -> None:
+    causal = Backbone(replace(TINY.backbone, causal=True)).eval()
+    causal.load_state_dict(backbone.state_dict())
+    assert change_at_first_token(causal, 12) == 0
+    plain = MistralModel(causal.decoder.config).eval()
+    plain.load_state_dict(causal.decoder.state_dict())
+    ids_BS = torch.arange(3, 15)[None]
+    expected_BSD = plain(ids_BS, use_cache=False).last_hidden_state
+    assert torch.allclose(causal(ids_BS, torch.ones_like(ids_BS)), expected_BSD, atol=1e-6)

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from nvembed_deploy.model.nvembed import load_model
-from nvembed_deploy.model.pooler import FoldedLatentPooler, LatentPooler, mean_pool
+from nvembed_deploy.model.pooler import (
+    EosPooler,
+    FoldedLatentPooler,
+    LatentPooler,
+    SelfAttentionPooler,
+    mean_pool,
+)
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.spec import PoolerForm
 from tests import factories, reference
@@ -77,3 +83,24 @@ def test_the_mean_is_taken_in_float32() -> None:
     hidden = torch.full((1, 3000, 4), 60000.0, dtype=torch.float16)
     pooled = mean_pool(hidden, torch.ones(1, 3000))
     assert np.allclose(pooled.numpy(), hidden[0, 0].float().numpy())
+
+
+def test_eos_pooling_takes_the_last_kept_token() -> None:
+    hidden_BSD = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask_BS = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+    pooled_BD = EosPooler()(hidden_BSD, mask_BS)
+    assert torch.equal(pooled_BD[0], hidden_BSD[0, 3])
+    assert torch.equal(pooled_BD[1], hidden_BSD[1, 4])
+    assert not pooled_BD[2].any()
+
+
+def test_self_attention_pooling_sees_kept_tokens_only() -> None:
+    torch.manual_seed(0)
+    pooler = SelfAttentionPooler(factories.TINY.pooler, factories.TINY.backbone)
+    hidden_BSD, mask_BS = torch.randn(2, 6, 64), torch.tensor([[0, 1, 1, 1, 0, 0], [0] * 6])
+    pooled_BD = pooler(hidden_BSD, mask_BS)
+    alone_BD = pooler(hidden_BSD[:1, 1:4], mask_BS[:1, 1:4])
+    assert torch.allclose(pooled_BD[:1], alone_BD, atol=1e-6)
+    assert torch.isfinite(pooled_BD).all()
+    other_BD = pooler(hidden_BSD[:1, [3, 2, 1]], mask_BS[:1, 1:4])
+    assert torch.allclose(alone_BD, other_BD, atol=1e-6)  # no order

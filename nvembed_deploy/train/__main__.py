@@ -1,0 +1,100 @@
+"""This file owns the training command line: `python -m nvembed_deploy.train RECIPE.toml`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from nvembed_deploy import cli
+from nvembed_deploy.errors import MissingPackageError, RecipeError
+
+_EXAMPLES = """examples:
+  nvembed-deploy train train/smoke.toml
+  nvembed-deploy train train/smol-135m-stage1.toml --resume
+  nvembed-deploy train train/smoke.toml --set optimizer.steps=50 --set run.out=build/mine
+  accelerate launch --num_processes 8 -m nvembed_deploy.train train/nv-embed-v2-stage1.toml
+"""
+_PACKAGES = ("accelerate", "datasets", "peft", "pydantic", "safetensors", "torch", "transformers")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Train a checkpoint: a LoRA adapter and a latent-attention pooler on a frozen decoder."
+    )
+    parser.epilog = _EXAMPLES
+    parser.add_argument("recipe", type=Path, help="TOML file; see train/")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change a value of the recipe (repeat)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last saved step")
+    parser.add_argument("--overwrite", action="store_true", help="remove a run that is there")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="read recipe and data, say what would be done; stop"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    cli.add_traceback(parser)
+    parser.set_defaults(command=train)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run the command."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"training needs {', '.join(missing)}", "pip install 'nvembed-deploy[train]'"
+        )
+    from nvembed_deploy.train.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, _overrides(args.set))
+
+    if args.dry_run:
+        from nvembed_deploy.train.run_folder import describe, open_sources
+
+        cli.say(describe(recipe, open_sources(recipe)))
+        return
+    from nvembed_deploy.train import loop
+
+    report = loop.train(recipe, resume=args.resume, overwrite=args.overwrite)
+    if args.json:
+        values = dataclasses.asdict(report) | {"checkpoint": str(report.checkpoint)}
+        cli.say(json.dumps(values))
+        return
+    cli.say(
+        f"wrote {report.checkpoint}: {report.steps} steps, loss {report.loss:.4f}, "
+        f"{report.tokens:,} tokens in {report.seconds:,.0f} s, {report.truncated} texts cut, "
+        f"{report.skipped} steps left out\n"
+        f"curves: {report.checkpoint.parent / 'curves.png'}\n"
+        f"next: nvembed-deploy export {report.checkpoint} ARTIFACT"
+    )
+
+
+def _overrides(pairs: list[str]) -> dict[str, str]:
+    values = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise RecipeError(f"--set {pair!r} has no '='", "write --set section.key=value")
+        values[key] = value
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run it; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nvembed_deploy.train")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    return cli.run(args.command, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""This file owns a training run: data, steps, saving, resuming.
+
+One process or many (`accelerate launch`): all draw the same batch, each embeds its share of the
+rows, and the result is one process's. Gradients of adapter and pooler are summed here; under FSDP
+they are averaged by it, which the loss makes up for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from nvembed_deploy.errors import GateError
+from nvembed_deploy.train.batch import TrainBatch, make_batch
+from nvembed_deploy.train.gradcache import Budget, backward, embedder
+from nvembed_deploy.train.journal import (
+    Journal,
+    StepRecord,
+    View,
+    draw_curves,
+    open_view,
+    read_log,
+)
+from nvembed_deploy.train.learner import (
+    Learner,
+    autocast,
+    open_learner,
+    save_checkpoint,
+    whole_weights,
+)
+from nvembed_deploy.train.loss import allowed_passages, info_nce
+from nvembed_deploy.train.mixture import Blend, Mixture
+from nvembed_deploy.train.recipe import OptimizerSection, TrainRecipe
+from nvembed_deploy.train.run_folder import claim, open_sources
+from nvembed_deploy.train.saved import Progressing, load_step, save_step, saved_steps, snapshot
+from nvembed_deploy.train.sources import Source
+
+_MOST_NAN = 10
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a finished run did."""
+
+    checkpoint: Path
+    steps: int
+    loss: float
+    tokens: int
+    truncated: int
+    skipped: int
+    seconds: float
+
+
+def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False) -> RunReport:
+    """Run a recipe to its end and write `out/checkpoint`.
+
+    Args:
+        recipe: all choices.
+        resume: go on from the newest saved step, or begin if there is none.
+        overwrite: remove a run that is there.
+
+    Raises:
+        RecipeError: `out` holds a run and neither was asked for, or resuming another recipe.
+        CheckpointError, InputError: the model or the data cannot be used.
+        GateError: the loss is not finite, and the recipe says to stop.
+    """
+    accelerator = Accelerator(
+        log_with=None if recipe.run.tracker == "none" else recipe.run.tracker,
+        project_dir=str(recipe.run.out),
+        cpu=not torch.cuda.is_available(),
+    )
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            claim(recipe, resume=resume, overwrite=overwrite)
+        sources = open_sources(recipe)
+    run = _Run(recipe, accelerator, sources)
+    run.restore(resume=resume)
+    return run.finish()
+
+
+def rate_at(step: int, section: OptimizerSection) -> float:
+    """Return the factor of the learning rate at a step (from 0): up over the warm-up, down to 0."""
+    if step < section.warmup_steps:
+        return (step + 1) / section.warmup_steps
+    return (section.steps - step) / (section.steps - section.warmup_steps)
+
+
+class _Run:
+    """One run in one process."""
+
+    def __init__(
+        self, recipe: TrainRecipe, accelerator: Accelerator, sources: list[Source]
+    ) -> None:
+        torch.manual_seed(recipe.run.seed)
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.dtype = _DTYPES[recipe.run.precision]
+        self.device = accelerator.device
+        learner, self.tokenizer = open_learner(recipe, self.dtype, self.device)
+        section = recipe.optimizer
+        pooler_rate = section.pooler_learning_rate or section.learning_rate
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            learner.groups(section.learning_rate, pooler_rate),
+            betas=section.betas,
+            weight_decay=section.weight_decay,
+        )
+        self.is_sharded = accelerator.distributed_type is DistributedType.FSDP
+        if self.is_sharded:
+            learner, self.optimizer = accelerator.prepare(learner, self.optimizer)
+        self.learner: Learner = learner
+        weights = tuple(s.weight for s in recipe.data)
+        one_source = recipe.batch.mix == "one-source"
+        blend = Blend(weights, recipe.loss.hard_negatives, one_source)
+        self.mixture = Mixture(sources, blend, recipe.run.seed)
+        self.embed = embedder(learner, self.tokenizer.spec.pad_id, self.device)
+        self.step, self.skipped, self.unfinite = 0, 0, 0
+
+    def restore(self, *, resume: bool) -> None:
+        """Go back to the newest saved step if asked to."""
+        saved = saved_steps(self.recipe.run.out)
+        if resume and saved:
+            state = self._state()
+            load_step(state, saved[-1])
+            self.step, self.skipped = state.step, state.extra["skipped"]
+            self.mixture.load_state_dict(state.extra["mixture"])
+
+    def finish(self) -> RunReport:
+        """Take the remaining steps and write the checkpoint."""
+        run, steps = self.recipe.run, self.recipe.optimizer.steps
+        is_main = self.accelerator.is_main_process
+        journal = Journal(run.out, self.step) if is_main else None
+        if run.tracker != "none":
+            self.accelerator.init_trackers(run.out.name)
+        with open_view(steps, self.step, run.log_every) as view:
+            while self.step < steps:
+                record = self._step()
+                self._tell(record, journal, view)
+                if self.step % run.save_every == 0 or self.step == steps:
+                    self._save()
+        self.accelerator.end_training()
+        self._write_checkpoint()
+        return self._report()
+
+    def _step(self) -> StepRecord:
+        started = time.perf_counter()
+        torch.manual_seed(self._seed_of_step())
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * rate_at(self.step, self.recipe.optimizer)
+        examples = self.mixture.draw(self.recipe.batch.queries)
+        batch = make_batch(examples, self.tokenizer, self.recipe.text)
+        loss = self._backward(batch)
+        norm = self._update() if math.isfinite(loss) else self._leave_out(loss)
+        self.optimizer.zero_grad()
+        self.step += 1
+        return StepRecord(
+            step=self.step,
+            loss=loss,
+            gradient_norm=norm,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            tokens=sum(len(row.ids) for row in batch.rows),
+            truncated=batch.truncated,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _seed_of_step(self) -> int:
+        """Return a seed for dropout that resuming needs no memory of."""
+        world: int = self.accelerator.num_processes
+        rank: int = self.accelerator.process_index
+        return (self.recipe.run.seed << 32) + self.step * world + rank
+
+    def _backward(self, batch: TrainBatch) -> float:
+        section, queries = self.recipe.loss, batch.num_queries
+        scale = self.accelerator.num_processes if self.is_sharded else 1
+        allowed_QP = allowed_passages(
+            torch.from_numpy(batch.owner_P),
+            torch.from_numpy(batch.keep_QP),
+            in_batch=section.in_batch_negatives,
+        ).to(self.device)
+
+        def loss_of(embedding_ND: torch.Tensor) -> torch.Tensor:
+            query_QD, passage_PD = embedding_ND[:queries], embedding_ND[queries:]
+            return scale * info_nce(query_QD, passage_PD, allowed_QP, section.temperature)
+
+        budget = Budget(self.recipe.batch.chunk_tokens, self.recipe.batch.live_tokens)
+        with autocast(self.device, self.dtype):
+            return backward(batch.rows, self.embed, loss_of, budget) / scale
+
+    def _update(self) -> float:
+        trained = list(self.learner.trained().values())
+        if self.accelerator.num_processes > 1 and not self.is_sharded:
+            for parameter in trained:
+                assert parameter.grad is not None
+                torch.distributed.all_reduce(parameter.grad)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.recipe.optimizer.max_grad_norm)
+        self.optimizer.step()
+        self.unfinite = 0
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _leave_out(self, loss: float) -> float:
+        self.skipped += 1
+        self.unfinite += 1
+        if self.recipe.run.on_nan == "stop" or self.unfinite >= _MOST_NAN:
+            raise GateError(
+                f"step {self.step + 1}: the loss is {loss}, {self.unfinite} in a row",
+                "lower the learning rates, raise the temperature or the warm-up, or train in fp32; "
+                "then --resume from the last saved step",
+            )
+        return math.nan
+
+    def _tell(self, record: StepRecord, journal: Journal | None, view: View) -> None:
+        if journal is None:
+            return
+        journal.add(record)
+        view.show(record)
+        if self.recipe.run.tracker != "none":
+            values = dataclasses.asdict(record)
+            self.accelerator.log(values, step=values.pop("step"))
+
+    def _save(self) -> None:
+        contents = snapshot(self._state())
+        if self.accelerator.is_main_process:
+            save_step(self.learner, contents, self.recipe.run.out, self.recipe.run.keep)
+            draw_curves(self.recipe.run.out)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self) -> None:
+        trained = whole_weights(self.learner)
+        if self.accelerator.is_main_process:
+            out = self.recipe.run.out / "checkpoint"
+            save_checkpoint(self.learner, trained, out, overwrite=True)
+        self.accelerator.wait_for_everyone()
+
+    def _state(self) -> Progressing:
+        extra = {"mixture": self.mixture.state_dict(), "skipped": self.skipped}
+        return Progressing(self.learner, self.optimizer, self.step, extra)
+
+    def _report(self) -> RunReport:
+        records = read_log(self.recipe.run.out)
+        last = records[-min(len(records), 50) :]
+        return RunReport(
+            checkpoint=self.recipe.run.out / "checkpoint",
+            steps=self.step,
+            loss=sum(r.loss for r in last) / max(len(last), 1),
+            tokens=sum(r.tokens for r in records),
+            truncated=sum(r.truncated for r in records),
+            skipped=self.skipped,
+            seconds=sum(r.seconds for r in records),
+        )

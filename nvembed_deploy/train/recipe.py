@@ -1,0 +1,227 @@
+"""This file owns the training recipe: what a user may choose, read from TOML and checked at once.
+
+Defaults are the paper's where it states them (arXiv 2405.17428, section 5.1 and table 5); it does
+not state the temperature, the adapted linears, the clipping, nor a rate for the pooler.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.spec import BackboneSpec, PoolerSpec, Pooling
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """What is trained: a plain decoder (`base`) or a checkpoint made before (`checkpoint`)."""
+
+    base: Path | None = None
+    checkpoint: Path | None = None
+    name: str | None = None
+    pooling: Pooling = Pooling.LATENT
+    mask: Literal["bidirectional", "causal"] = "bidirectional"
+    num_latents: Count = 512
+    num_heads: Count = 8
+    head_width: Count | None = None
+    """The base's hidden size if left out, as in NV-Embed."""
+    feed_width: Count | None = None
+    """Four times the base's hidden size if left out, as in NV-Embed."""
+
+    @model_validator(mode="after")
+    def _has_one_start(self) -> Self:
+        if (self.base is None) == (self.checkpoint is None):
+            raise ValueError("give either base (a decoder) or checkpoint (of an earlier stage)")
+        shape = {"pooling", "mask", "num_latents", "num_heads", "head_width", "feed_width"}
+        given = sorted(shape & self.model_fields_set)
+        if self.checkpoint is not None and given:
+            raise ValueError(f"{', '.join(given)}: a checkpoint's shape is its own")
+        return self
+
+    def pooler_spec(self, backbone: BackboneSpec) -> PoolerSpec:
+        """Return the pooler's sizes beside a decoder."""
+        return PoolerSpec(
+            pooling=self.pooling,
+            num_latents=self.num_latents,
+            num_heads=self.num_heads,
+            head_width=self.head_width or backbone.hidden_size,
+            feed_width=self.feed_width or 4 * backbone.hidden_size,
+        )
+
+
+class AdapterSection(_Section):
+    """The LoRA adapter of the decoder (peft's names)."""
+
+    rank: Count = 16
+    alpha: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    target_modules: tuple[str, ...] = LINEARS
+
+
+class SourceSection(_Section):
+    """One place that examples come from, and how often it is drawn from."""
+
+    path: Path
+    weight: Positive = 1.0
+    task_types: tuple[str, ...] = ()
+    """Take only these; all if empty."""
+
+
+class TextSection(_Section):
+    """How examples become texts."""
+
+    max_tokens: Annotated[int, Field(ge=3)] = 512
+    instruct_passages: tuple[str, ...] = ("sts", "classification", "clustering")
+    """Task types whose two sides are alike: both carry the instruction."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What a line that is no example does: end the run at once, or be counted and left out."""
+
+
+class LossSection(_Section):
+    """InfoNCE: a query against its positive and its negatives."""
+
+    temperature: Positive = 0.02
+    in_batch_negatives: bool = True
+    """The other queries' passages are negatives too: stage 1 yes, stage 2 no (section 4.2)."""
+    hard_negatives: Annotated[int, Field(ge=0)] = 7
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if not self.in_batch_negatives and not self.hard_negatives:
+            raise ValueError("no negatives: in_batch_negatives is false and hard_negatives is 0")
+        return self
+
+
+class BatchSection(_Section):
+    """What one step sees, and how much of it is computed at a time."""
+
+    queries: Count = 128
+    mix: Literal["blend", "one-source"] = "blend"
+    chunk_tokens: Count = 16384
+    """Tokens of one forward pass, padding included."""
+    live_tokens: Annotated[int, Field(ge=0)] = 16384
+    """Tokens whose activations are kept; what is beyond is computed twice (GradCache)."""
+
+
+class OptimizerSection(_Section):
+    """AdamW with warm-up and linear decay."""
+
+    steps: Count
+    learning_rate: Positive = 2e-5
+    pooler_learning_rate: Positive | None = None
+    """The same as the adapter's if left out."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    weight_decay: Annotated[float, Field(ge=0)] = 0.03
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps")
+        return self
+
+
+class RunSection(_Section):
+    """Where a run lives, and what it writes."""
+
+    out: Path
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile the decoder's layers (torch.compile): a minute at the start, then twice the speed on
+    a CPU; needs a C++ compiler there."""
+    save_every: Count = 500
+    keep: Count = 2
+    """How many saved steps stay."""
+    log_every: Count = 10
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What a loss that is not finite does: end the run, or leave that step out (ten in a row end
+    it all the same)."""
+
+
+class TrainRecipe(_Section):
+    """All choices of one run."""
+
+    model: ModelSection
+    adapter: AdapterSection = AdapterSection()
+    data: Annotated[tuple[SourceSection, ...], Field(min_length=1)]
+    text: TextSection = TextSection()
+    loss: LossSection = LossSection()
+    batch: BatchSection = BatchSection()
+    optimizer: OptimizerSection
+    run: RunSection
+
+    @model_validator(mode="after")
+    def _keeps_the_adapter(self) -> Self:
+        if self.model.checkpoint is not None and self.adapter.model_fields_set - {"dropout"}:
+            raise ValueError("adapter: a checkpoint's adapter is its own; only dropout may change")
+        return self
+
+
+def load_recipe(path: Path, overrides: Mapping[str, str] | None = None) -> TrainRecipe:
+    """Read a TOML recipe, apply `section.key` overrides, and check all of it.
+
+    Raises:
+        RecipeError: the file cannot be read, or keys or values are wrong; all are listed.
+    """
+    values = _read(path)
+    for key, text in (overrides or {}).items():
+        section, dot, name = key.partition(".")
+        if not dot or not isinstance(values.setdefault(section, {}), dict):
+            raise RecipeError(
+                f"--set {key}: no such key", "write --set section.key=value, as run.seed=1"
+            )
+        values[section][name] = _value(text)
+    try:
+        return TrainRecipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(
+            f"recipe {path}: " + "; ".join(_mistake(e) for e in error.errors()),
+            "correct them; docs/training.md lists the keys",
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"recipe {path} does not exist", "give the path of a .toml file; see train/"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"recipe {path} is not TOML: {error}", "correct that line") from error
+
+
+def _value(text: str) -> Any:  # noqa: ANN401 - TOML data
+    """Return an override as TOML would read it; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _mistake(error: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {where}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    problem = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{where}: {problem}"
+    return f"{where} is {error['input']!r}: {problem}"

@@ -1,0 +1,156 @@
+"""Tests of nvembed_deploy/train/learner.py: what is trained, and that its checkpoint is it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nvembed_deploy import load_encoder
+from nvembed_deploy.checkpoint import open_checkpoint
+from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.spec import Pooling, Precision
+from nvembed_deploy.text import Tokenizer
+from nvembed_deploy.train.gradcache import embedder
+from nvembed_deploy.train.learner import Learner, open_learner, save_checkpoint, whole_weights
+from nvembed_deploy.train.recipe import TrainRecipe
+from tests.train import pairs
+
+CPU = torch.device("cpu")
+TEXTS = ["the cat sat on a mat", "another text", "many words"]
+
+
+def opened(base: Path, folder: Path, **model: object) -> tuple[Learner, Tokenizer]:
+    recipe = pairs.recipe(base, folder, folder / "run", model=model)
+    return shaken(open_learner(recipe, torch.float32, CPU))
+
+
+def shaken(pair: tuple[Learner, Tokenizer]) -> tuple[Learner, Tokenizer]:
+    """Move everything that is trained away from its beginning."""
+    torch.manual_seed(1)
+    for parameter in pair[0].trained().values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    pair[0].eval()
+    return pair
+
+
+def embed(learner: Learner, tokenizer: Tokenizer) -> np.ndarray:
+    with torch.no_grad():
+        rows = tokenizer.tokenize(TEXTS, "find it")
+        return embedder(learner, tokenizer.spec.pad_id, CPU)(rows).numpy()
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+@pytest.mark.parametrize("mask", ["bidirectional", "causal"])
+def test_a_saved_checkpoint_embeds_as_the_learner(
+    tiny_base: Path, tmp_path: Path, pooling: Pooling, mask: str
+) -> None:
+    learner, tokenizer = opened(tiny_base, tmp_path, pooling=pooling.value, mask=mask)
+    save_checkpoint(learner, whole_weights(learner), tmp_path / "out")
+    spec = open_checkpoint(tmp_path / "out").spec
+    assert (spec.pooler.pooling, spec.backbone.causal) == (pooling, mask == "causal")
+    with load_encoder(tmp_path / "out", "torch", device="cpu") as encoder:
+        found = encoder.encode(TEXTS, instruction="find it")
+    assert np.abs(found - embed(learner, tokenizer)).max() <= 2e-6
+
+
+def test_export_takes_it_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
+    learner, tokenizer = opened(tiny_base, tmp_path)
+    save_checkpoint(learner, whole_weights(learner), tmp_path / "out")
+    recipe = ExportRecipe(precision=Precision.FP32)
+    run_export(plan_export(tmp_path / "out", recipe), tmp_path / "artifact")
+    with load_encoder(tmp_path / "artifact", "onnx") as encoder:
+        found = encoder.encode(TEXTS, instruction="find it")
+    assert np.abs(found - embed(learner, tokenizer)).max() <= 5e-6
+
+
+@pytest.mark.parametrize(("pooling", "mask"), [("eos", "bidirectional"), ("latent", "causal")])
+def test_no_graph_is_written_for_an_ablation(
+    tiny_base: Path, tmp_path: Path, pooling: str, mask: str
+) -> None:
+    learner, _ = opened(tiny_base, tmp_path, pooling=pooling, mask=mask)
+    save_checkpoint(learner, whole_weights(learner), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="no graph is written for it"):
+        plan_export(tmp_path / "out", ExportRecipe())
+
+
+def test_adapter_and_pooler_learn_and_nothing_else(tiny_base: Path, tmp_path: Path) -> None:
+    learner, _ = opened(tiny_base, tmp_path)
+    trained = set(learner.trained())
+    assert {n.split(".")[0] for n in trained} == {"backbone", "pooler"}
+    assert all("lora_" in n or n.startswith("pooler.") for n in trained)
+    assert len([n for n in trained if "lora_" in n]) == 3 * 7 * 2
+    adapter, pooler = learner.groups(1e-3, 1e-4)
+    assert (adapter["lr"], pooler["lr"]) == (1e-3, 1e-4)
+    assert len(adapter["params"]) + len(pooler["params"]) == len(trained)
+
+
+def test_a_second_stage_begins_where_the_first_ended(tiny_base: Path, tmp_path: Path) -> None:
+    first, tokenizer = opened(tiny_base, tmp_path)
+    save_checkpoint(first, whole_weights(first), tmp_path / "one")
+    values = pairs.values(tiny_base, tmp_path, tmp_path / "run")
+    values["model"], values["adapter"] = {"checkpoint": str(tmp_path / "one")}, {"dropout": 0.2}
+    recipe = TrainRecipe.model_validate(values)
+    second, _ = open_learner(recipe, torch.float32, CPU)
+    second.eval()
+    assert np.abs(embed(second, tokenizer) - embed(first, tokenizer)).max() <= 1e-6
+    assert {n: p.shape for n, p in second.trained().items()} == {
+        n: p.shape for n, p in first.trained().items()
+    }
+    save_checkpoint(second, whole_weights(second), tmp_path / "two")
+    one, two = (
+        (tmp_path / n / "adapter" / "adapter_model.safetensors").read_bytes()
+        for n in ("one", "two")
+    )
+    assert one == two
+
+
+def test_peft_itself_reads_the_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    learner, _ = opened(tiny_base, tmp_path)
+    save_checkpoint(learner, whole_weights(learner), tmp_path / "out")
+    base = AutoModel.from_pretrained(tiny_base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter")
+    theirs = {n: p for n, p in model.named_parameters() if "lora_" in n}
+    for name, parameter in learner.trained().items():
+        if "lora_" in name:
+            key = "base_model.model." + name.removeprefix("backbone.decoder.")
+            assert torch.equal(theirs[key], parameter)
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone does not exist"):
+        opened(tmp_path / "gone", tmp_path)
+
+
+def test_a_released_checkpoint_is_refused_with_the_reason(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    values = pairs.values(tmp_path, tmp_path, tmp_path / "run")
+    values["model"], values["adapter"] = {"checkpoint": str(tiny_checkpoint)}, {}
+    with pytest.raises(CheckpointError, match="whose adapter is merged"):
+        open_learner(TrainRecipe.model_validate(values), torch.float32, CPU)
+
+
+def test_an_adapter_that_lost_a_tensor_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    learner, _ = opened(tiny_base, tmp_path)
+    save_checkpoint(learner, whole_weights(learner), tmp_path / "out")
+    path = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for part in ("lora_A", "lora_B"):
+        del tensors[f"base_model.model.layers.0.self_attn.q_proj.{part}.weight"]
+    save_file(tensors, path)
+    values = pairs.values(tiny_base, tmp_path, tmp_path / "run")
+    values["model"], values["adapter"] = {"checkpoint": str(tmp_path / "out")}, {}
+    with pytest.raises(CheckpointError, match="2 tensors do not fit its own config"):
+        open_learner(TrainRecipe.model_validate(values), torch.float32, CPU)
+    shutil.rmtree(tmp_path / "out")

@@ -1,0 +1,179 @@
+"""Tests of nvembed_deploy/train/loop.py: runs that end, go on, and are one on two processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from nvembed_deploy import load_encoder
+from nvembed_deploy.errors import CheckpointError, GateError, RecipeError
+from nvembed_deploy.train import loop
+from nvembed_deploy.train.journal import read_log
+from nvembed_deploy.train.recipe import TrainRecipe
+from nvembed_deploy.train.saved import saved_steps
+from tests.train import pairs
+
+WEIGHTS = ("adapter/adapter_model.safetensors", "pooler.safetensors")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return pairs.write_pairs(tmp_path / "pairs.jsonl")
+
+
+def weights(out: Path) -> dict[str, np.ndarray]:
+    parts = [load_file(out / "checkpoint" / part) for part in WEIGHTS]
+    return parts[0] | parts[1]
+
+
+def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert np.abs(tensor - theirs[name]).max() <= tolerance, name
+
+
+def test_training_teaches(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "optimizer": {"steps": 30, "learning_rate": 1e-2},
+        "batch": {"queries": 8},
+    }
+    report = loop.train(pairs.recipe(tiny_base, data, tmp_path / "run", **changes))
+    losses = [r.loss for r in read_log(tmp_path / "run")]
+    assert report.steps == len(losses) == 30
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+    with load_encoder(report.checkpoint, "torch", device="cpu") as encoder:
+        assert encoder.encode(["the cat"]).shape == (1, 64)
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_stops_and_goes_on_ends_the_same_to_the_bit(
+    tiny_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.train(pairs.recipe(tiny_base, data, tmp_path / "whole"))
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "parts")
+    step = loop._Run._step
+
+    def failing(run: loop._Run) -> object:
+        if run.step == 5:
+            raise KeyboardInterrupt
+        return step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(recipe)
+    assert [s.name for s in saved_steps(tmp_path / "parts")] == ["000002", "000004"]
+    assert not (tmp_path / "parts" / "checkpoint").exists()
+    loop.train(recipe, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = (read_log(tmp_path / name) for name in ("whole", "parts"))
+    assert [(r.step, r.loss) for r in whole] == [(r.step, r.loss) for r in parts]
+
+
+def test_a_killed_process_goes_on_to_the_same_weights(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    slow = {"steps": 60, "learning_rate": 1e-3, "warmup_steps": 1}
+    sections = {"optimizer": slow, "run": {"save_every": 4}}
+    values = pairs.values(tiny_base, data, tmp_path / "killed", **sections)
+    recipe = pairs.write_toml(tmp_path / "recipe.toml", values)
+    command = [*pairs.COMMAND, str(recipe)]
+    process = subprocess.Popen(command, env=pairs.ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(saved_steps(tmp_path / "killed")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = int(saved_steps(tmp_path / "killed")[-1].name)
+    assert 8 <= done < 60
+    for out, extra in (("killed", ["--resume"]), ("whole", [])):
+        words = [*command, *extra, "--set", f"run.out={tmp_path / out}"]
+        subprocess.run(words, env=pairs.ENVIRONMENT, check=True, capture_output=True)
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert len(saved_steps(tmp_path / "killed")) == 2
+
+
+def test_two_processes_are_one(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    sections = {"adapter": {"dropout": 0.0}, "batch": {"queries": 6, "chunk_tokens": 60}}
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "one", **sections)
+    loop.train(recipe)
+    values = pairs.values(tiny_base, data, tmp_path / "two", **sections)
+    path = pairs.write_toml(tmp_path / "recipe.toml", values)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    words = [*launch, "--main_process_port", "0", "-m", "nvembed_deploy.train", str(path)]
+    done = subprocess.run(words, env=pairs.ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (read_log(tmp_path / name) for name in ("one", "two"))
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+        assert ours.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-4)
+    assert_same(tmp_path / "one", tmp_path / "two", tolerance=2e-4)
+
+
+def test_a_run_is_never_overwritten_unasked(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    loop.train(recipe)
+    with pytest.raises(RecipeError, match="holds a run already"):
+        loop.train(recipe)
+    other = pairs.recipe(tiny_base, data, tmp_path / "run", loss={"temperature": 0.2})
+    with pytest.raises(RecipeError, match=r"another recipe: loss\.temperature differ"):
+        loop.train(other, resume=True)
+    loop.train(other, overwrite=True)
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert stored["loss"]["temperature"] == 0.2
+
+
+def test_only_so_many_steps_are_kept(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"run": {"save_every": 1, "keep": 3}}
+    loop.train(pairs.recipe(tiny_base, data, tmp_path / "run", **changes))
+    assert [s.name for s in saved_steps(tmp_path / "run")] == ["000004", "000005", "000006"]
+
+
+def test_a_damaged_state_is_refused_by_name(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    loop.train(recipe)
+    state = saved_steps(tmp_path / "run")[-1] / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"000006/state\.pt cannot be read"):
+        loop.train(recipe, resume=True)
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_loss_that_is_not_finite_is_handled_as_the_recipe_says(
+    tiny_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_nan: str
+) -> None:
+    whole = loop._Run._backward
+
+    def breaking(run: loop._Run, batch: object) -> float:
+        return float("nan") if run.step == 2 else whole(run, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop._Run, "_backward", breaking)
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run", run={"on_nan": on_nan})
+    if on_nan == "stop":
+        with pytest.raises(GateError, match="step 3: the loss is nan"):
+            loop.train(recipe)
+        return
+    report = loop.train(recipe)
+    assert (report.steps, report.skipped) == (6, 1)
+    assert all(np.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_the_rate_warms_up_and_decays_to_nothing() -> None:
+    values = {"steps": 10, "warmup_steps": 4}
+    section = TrainRecipe.model_validate(
+        {**pairs.values(Path("b"), Path("d"), Path("o")), "optimizer": values}
+    ).optimizer
+    rates = [loop.rate_at(step, section) for step in range(11)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[10] == 0
+    assert np.allclose(np.diff(rates[4:]), -1 / 6)

@@ -1,0 +1,73 @@
+"""Tests of nvembed_deploy/train/__main__.py: what a user types, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.train.__main__ import main
+from tests.train import pairs
+
+
+@pytest.fixture
+def recipe(tiny_base: Path, tmp_path: Path) -> Path:
+    data = pairs.write_pairs(tmp_path / "pairs.jsonl")
+    values = pairs.values(tiny_base, data, tmp_path / "run")
+    return pairs.write_toml(tmp_path / "recipe.toml", values)
+
+
+def test_a_run_says_what_it_wrote_and_what_comes_next(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(recipe)]) == 0
+    out = capsys.readouterr().out
+    checkpoint = tmp_path / "run" / "checkpoint"
+    assert out.startswith(f"wrote {checkpoint}: 6 steps, loss ")
+    assert out.endswith(f"next: nvembed-deploy export {checkpoint} ARTIFACT\n")
+    assert main([str(recipe)]) == 2
+    assert "add --resume, --overwrite, or change run.out" in capsys.readouterr().err
+
+
+def test_json_is_json(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(recipe), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 6
+
+
+def test_a_dry_run_counts_and_trains_nothing(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "pairs.jsonl"
+    bad.write_text(bad.read_text() + "{\n")
+    words = [str(recipe), "--dry-run", "--set", 'text.on_bad="skip"']
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "24 examples (retrieval 12, sts 12), 100% of each batch, passed through 1.00" in out
+    assert "left out 1: broken JSON" in out
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["gone.toml"], 2, "recipe gone.toml does not exist"),
+        (["RECIPE", "--set", "run.seed"], 2, "has no '='"),
+        (["RECIPE", "--set", "run.sed=1"], 2, "unknown key run.sed"),
+        (["RECIPE", "--set", "model.base=gone"], 2, "gone does not exist"),
+        (["RECIPE", "--set", "optimizer.learning_rate=1e30"], 1, "the loss is nan"),
+    ],
+    ids=["recipe", "pair", "key", "base", "nan"],
+)
+def test_wrong_input_is_two_lines(
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    problem: str,
+) -> None:
+    assert main([str(recipe) if word == "RECIPE" else word for word in words]) == code
+    error = [line for line in capsys.readouterr().err.splitlines() if "step" not in line[:5]]
+    assert error[0].startswith("error: ")
+    assert problem in error[0]
+    assert error[1].startswith("fix: ")
