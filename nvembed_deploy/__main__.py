@@ -7,11 +7,12 @@ import sys
 
 import nvembed_deploy
 from nvembed_deploy import cli
-from nvembed_deploy.commands import assemble, encode, inspect
+from nvembed_deploy.commands import assemble, build_data, encode, inspect
 from nvembed_deploy.export import __main__ as export
 from nvembed_deploy.train import __main__ as train
 
 _EPILOG = """examples:
+  nvembed-deploy build-data plan.toml --out train.jsonl
   nvembed-deploy train train/smoke.toml
   nvembed-deploy assemble ./Mistral-7B-v0.1 ./checkpoint --adapter ./lora --pooler p.safetensors
   nvembed-deploy export ./NV-Embed-v2 ./artifact --precision fp16
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=nvembed_deploy.__version__)
     subcommands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module, summary in (
+        ("build-data", build_data, "make training examples of raw text sets"),
         ("train", train, "train an adapter and a pooler on a decoder"),
         ("assemble", assemble, "make a checkpoint of a base decoder, an adapter and a pooler"),
         ("export", export, "write a checkpoint as an artifact"),

@@ -50,6 +50,10 @@ NEEDS = {
     "nvembed_deploy.runtimes.onnx_runtime": "onnxruntime",
     "nvembed_deploy.runtimes.torch_runtime": "torch",
     "nvembed_deploy.train.batch": "pydantic",
+    "nvembed_deploy.train.data.build": "pydantic",
+    "nvembed_deploy.train.data.labelled": "pydantic",
+    "nvembed_deploy.train.data.plan": "pydantic",
+    "nvembed_deploy.train.data.scored": "pydantic",
     "nvembed_deploy.train.gradcache": "torch",
     "nvembed_deploy.train.learner": "torch",
     "nvembed_deploy.train.loop": "torch",
@@ -86,6 +90,7 @@ COMMANDS = [
     ["nvembed_deploy", "inspect"],
     ["nvembed_deploy", "encode"],
     ["nvembed_deploy", "train"],
+    ["nvembed_deploy", "build-data"],
     ["nvembed_deploy.export"],
     ["nvembed_deploy.train"],
 ]

@@ -1,0 +1,171 @@
+"""This file owns building: each raw set of a plan is read, cleaned, filtered, turned into examples.
+
+The order is the paper's: what is nearly an evaluation's text goes before examples are made of the
+rest and sampled. What is drawn depends on the seed and the source's name, not on other sources.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.data.labelled import Labelled, by_example, by_label_text, read_labelled
+from nvembed_deploy.train.data.overlap import evaluation_texts, near_duplicates
+from nvembed_deploy.train.data.plan import DataPlan, Kind, SourcePlan
+from nvembed_deploy.train.data.rows import Faults, Placed, Row, example_fault, read_rows
+from nvembed_deploy.train.data.scored import Scored, both_directions, read_scored
+
+_TASK_TYPES = {
+    Kind.STS: "sts",
+    Kind.LABEL_TEXTS: "classification",
+    Kind.CLASSIFICATION: "classification",
+    Kind.CLUSTERING: "clustering",
+}
+
+
+@dataclass
+class SourceReport:
+    """What became of a source."""
+
+    name: str
+    faults: Faults
+    kept: int = 0
+    over_limit: int = 0
+    near_duplicates: dict[str, str] = field(default_factory=dict)
+    """Training texts that were left out, and the evaluation text each nearly is."""
+
+
+class Builder:
+    """Makes the examples of a plan, source by source."""
+
+    def __init__(self, plan: DataPlan, *, skip_bad: bool) -> None:
+        """Read the evaluations of the plan.
+
+        Raises:
+            InputError: an evaluation cannot be read.
+        """
+        self._plan = plan
+        self._skip_bad = skip_bad
+        self._evaluation = {
+            text: None
+            for section in plan.evaluation
+            for text in evaluation_texts(section.path, section.where)
+        }
+        self.reports: list[SourceReport] = []
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the examples of all sources; `reports` grows with each.
+
+        Raises:
+            InputError: a file cannot be read, a row has a fault and none may be skipped, or
+                nothing is left of a source.
+        """
+        for source in self._plan.source:
+            report = SourceReport(source.name, Faults(stop=not self._skip_bad))
+            rows = list(self._checked(source, report))
+            if not rows:
+                raise InputError(
+                    f"source {source.name} has no example left: {_reasons(report)}",
+                    f"check {source.path} and its section of the plan",
+                )
+            kept = self._sample(source, len(rows))
+            report.kept, report.over_limit = len(kept), len(rows) - len(kept)
+            self.reports.append(report)
+            yield from (rows[i] for i in kept)
+
+    def _checked(self, source: SourcePlan, report: SourceReport) -> Iterator[Row]:
+        """Yield what has the form of an example, each pair of texts once."""
+        seen: set[tuple[str, str]] = set()
+        for place, row in self._examples(source, report):
+            whole = _completed(row, source)
+            fault = example_fault(whole)
+            if fault is None and (whole["query"], whole["positive"]) in seen:
+                fault = "query and positive occurred before"
+            if fault is not None:
+                report.faults.add(place, fault)
+                continue
+            seen.add((whole["query"], whole["positive"]))
+            yield whole
+
+    def _examples(self, source: SourcePlan, report: SourceReport) -> Iterator[Placed]:
+        faults, seed = report.faults, self._plan.seed
+        rows = _chosen(source, faults)
+        if source.kind is Kind.PAIRS:
+            yield from self._pairs(rows, report)
+        elif source.kind is Kind.STS:
+            pairs = list(read_scored(rows, source, faults))
+            leaked = self._leaked((t for p in pairs for t in (p.first, p.second)), report)
+            kept: list[Scored] = [p for p in pairs if not {p.first, p.second} & leaked.keys()]
+            yield from both_directions(kept, source)
+        else:
+            texts: list[Labelled] = list(read_labelled(rows, source, faults))
+            leaked = self._leaked((item.text for item in texts), report)
+            texts = [item for item in texts if item.text not in leaked]
+            if source.kind is Kind.LABEL_TEXTS:
+                yield from by_label_text(texts, source, seed)
+            else:
+                yield from by_example(texts, source, seed, faults)
+
+    def _pairs(self, rows: Iterator[Placed], report: SourceReport) -> Iterator[Placed]:
+        """Yield pairs of which neither side, and negatives of which none, are an evaluation's."""
+        placed = []
+        for place, row in rows:
+            fault = example_fault(row)
+            if fault is None:
+                placed.append((place, row))
+            else:
+                report.faults.add(place, fault)
+        leaked = self._leaked((text for _, row in placed for text in _texts(row)), report)
+        for place, row in placed:
+            if row["query"] not in leaked and row["positive"] not in leaked:
+                negatives = [t for t in row.get("negatives") or () if t not in leaked]
+                yield place, {**row, "negatives": list(dict.fromkeys(negatives))}
+
+    def _leaked(self, texts: Iterable[str], report: SourceReport) -> dict[str, str]:
+        if self._evaluation:
+            report.near_duplicates = near_duplicates(
+                list(texts), self._evaluation, self._plan.near_duplicate
+            )
+        return report.near_duplicates
+
+    def _sample(self, source: SourcePlan, count: int) -> list[int]:
+        if source.limit is None or count <= source.limit:
+            return list(range(count))
+        drawn = random.Random(f"{self._plan.seed} {source.name} limit")
+        return sorted(drawn.sample(range(count), source.limit))
+
+
+def _reasons(report: SourceReport) -> str:
+    reasons = [line.strip() for line in report.faults.lines()[:3]]
+    if report.near_duplicates:
+        reasons.append(f"{len(report.near_duplicates):,} texts are nearly in an evaluation")
+    return "; ".join(reasons) or "no row fits"
+
+
+def _chosen(source: SourcePlan, faults: Faults) -> Iterator[Placed]:
+    """Yield the rows of a source's files that `where` takes."""
+    files = sorted(source.path.rglob("*.jsonl*")) if source.path.is_dir() else [source.path]
+    for file in files:
+        for place, row in read_rows(file, faults):
+            if all(row.get(key) == value for key, value in source.where.items()):
+                yield place, row
+
+
+def _texts(row: Row) -> list[str]:
+    return [row["query"], row["positive"], *(row.get("negatives") or ())]
+
+
+def _completed(row: Row, source: SourcePlan) -> Row:
+    """Return a row with all keys of the format, its own extra ones after them."""
+    own = source.instruction if source.instruction is not None else row.get("instruction")
+    return {
+        "task_type": _TASK_TYPES.get(source.kind) or row.get("task_type") or "retrieval",
+        "instruction": own or "",
+        "query": row["query"],
+        "positive": row["positive"],
+        "negatives": [text for text in row["negatives"][: source.negatives] if text.strip()],
+        "source": source.name,
+        **{key: row[key] for key in ("label",) if key in row},
+    }

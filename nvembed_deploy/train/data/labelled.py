@@ -1,0 +1,127 @@
+"""This file owns examples made of labelled texts: by the label's text, or by another text of it."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from nvembed_deploy.train.data.plan import SourcePlan
+from nvembed_deploy.train.data.rows import Faults, Placed
+
+Groups = dict[str, list[str]]
+"""Texts by label."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text of a known class, and the place it was read at."""
+
+    place: str
+    text: str
+    label: str
+
+
+def read_labelled(rows: Iterable[Placed], plan: SourcePlan, faults: Faults) -> Iterator[Labelled]:
+    """Yield each text once with its label (numbers and booleans as texts).
+
+    Empty texts, missing labels and repeated texts are faults; so are labels that `label_texts`
+    does not know, and known ones that no row has.
+    """
+    labels: dict[str, str] = {}
+    unseen = set(plan.label_texts)
+    for place, row in rows:
+        text, label = row.get(plan.column("text")), row.get(plan.column("label"))
+        fault = _fault(text, label, plan) or _repetition(str(text), str(label), labels)
+        if fault is not None:
+            faults.add(place, fault)
+            continue
+        item = Labelled(place, str(text), str(label))
+        labels[item.text] = item.label
+        unseen.discard(item.label)
+        yield item
+    for label in sorted(unseen):
+        faults.add(str(plan.path), f"label {label!r} of label_texts is never seen")
+
+
+def _fault(text: object, label: object, plan: SourcePlan) -> str | None:
+    if not isinstance(text, str):
+        return f"{plan.column('text')} is {text!r:.60}, expected a text"
+    if not text.strip():
+        return f"{plan.column('text')} is empty"
+    if not isinstance(label, str | int | float) or not str(label).strip():
+        return f"{plan.column('label')} is {label!r:.60}, expected a label"
+    if plan.label_texts and str(label) not in plan.label_texts:
+        return f"label {label!r:.60} is not among label_texts {sorted(plan.label_texts)[:10]}"
+    return None
+
+
+def _repetition(text: str, label: str, labels: dict[str, str]) -> str | None:
+    if text not in labels:
+        return None
+    return "the text occurred before" + ("" if labels[text] == label else ", under another label")
+
+
+def by_label_text(texts: Sequence[Labelled], plan: SourcePlan, seed: int) -> Iterator[Placed]:
+    """Yield each text with its label's text as positive and other labels' as negatives."""
+    drawn = random.Random(f"{seed} {plan.name}")
+    names = sorted(plan.label_texts or {item.label for item in texts})
+    for item in texts:
+        others = [name for name in names if name != item.label]
+        negatives = drawn.sample(others, min(plan.negatives, len(others)))
+        yield (
+            item.place,
+            {
+                "query": item.text,
+                "positive": plan.label_texts.get(item.label, item.label),
+                "negatives": [plan.label_texts.get(name, name) for name in negatives],
+                "label": item.label,
+            },
+        )
+
+
+def by_example(
+    texts: Sequence[Labelled], plan: SourcePlan, seed: int, faults: Faults
+) -> Iterator[Placed]:
+    """Yield each text with another of its class as positive, texts of other classes as negatives.
+
+    Other classes are drawn alike, however large they are, and none twice before all were drawn.
+    A class with one text is a fault.
+    """
+    drawn = random.Random(f"{seed} {plan.name}")
+    groups: Groups = defaultdict(list)
+    for item in texts:
+        groups[item.label].append(item.text)
+    for item in texts:
+        group = groups[item.label]
+        if len(group) == 1:
+            faults.add(item.place, f"label {item.label!r:.60} has this one text, so no positive")
+            continue
+        yield (
+            item.place,
+            {
+                "query": item.text,
+                "positive": _another(group, item.text, drawn),
+                "negatives": _outsiders(groups, item.label, plan.negatives, drawn),
+                "label": item.label,
+            },
+        )
+
+
+def _another(group: list[str], text: str, drawn: random.Random) -> str:
+    """Draw a text that is not `text`; the texts of a group are distinct."""
+    while True:
+        other = drawn.choice(group)
+        if other != text:
+            return other
+
+
+def _outsiders(groups: Groups, label: str, count: int, drawn: random.Random) -> list[str]:
+    others = [name for name in groups if name != label]
+    if not others:
+        return []
+    chosen: list[str] = []
+    while len(chosen) < count:
+        chosen += drawn.sample(others, min(count - len(chosen), len(others)))
+    return list(dict.fromkeys(drawn.choice(groups[name]) for name in chosen))

@@ -1,0 +1,151 @@
+"""This file owns JSON lines: read with the place of every fault, written so that they appear whole.
+
+A file that ends in .gz is packed. A fault has a place (file and line) and a reason; equal reasons
+are counted together.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.example import fault_of
+
+Row = dict[str, Any]
+Placed = tuple[str, Row]
+"""A row and where it came from."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_TEXT_KEYS = ("instruction", "query", "positive")
+
+
+class Faults:
+    """What is wrong with some input: each reason, how often, and where first."""
+
+    def __init__(self, *, stop: bool) -> None:
+        """Begin with none; with `stop` the first one ends the work."""
+        self._stop = stop
+        self._first: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, place: str, reason: str) -> None:
+        """Count a fault.
+
+        Raises:
+            InputError: the first fault ends the work.
+        """
+        if self._stop:
+            raise InputError(
+                f"{place}: {reason}", "correct it, or add --skip-bad to count and leave out"
+            )
+        self._first.setdefault(reason, place)
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+
+    def lines(self) -> list[str]:
+        """Return a line for each reason, the most frequent first."""
+        ranked = sorted(self.counts.items(), key=lambda item: -item[1])
+        return [f"{n:>7,} x {reason} (first: {self._first[reason]})" for reason, n in ranked]
+
+
+def read_rows(path: Path, faults: Faults) -> Iterator[Placed]:
+    """Yield the objects of a JSONL file; a line that is none is a fault.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not a file", "give a .jsonl or .jsonl.gz file")
+    number = 0
+    with cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                place = f"{path}, line {number}"
+                row = _parse(line)
+                if isinstance(row, str):
+                    faults.add(place, row)
+                else:
+                    yield place, row
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path}, after line {number}: {error}", "copy it again") from None
+
+
+def _parse(line: bytes) -> Row | str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return "broken JSON"
+    return row if isinstance(row, dict) else f"got a {type(row).__name__}, expected an object"
+
+
+def read_pairs(path: Path, faults: Faults) -> Iterator[Placed]:
+    """Yield the lines of a file that are examples; the others are faults."""
+    for place, row in read_rows(path, faults):
+        fault = example_fault(row)
+        if fault is None:
+            yield place, row
+        else:
+            faults.add(place, fault)
+
+
+def example_fault(row: Row) -> str | None:
+    """Say why a row is no example that training takes; None if it is one."""
+    fault = fault_of(row)
+    if fault is not None:
+        return fault
+    texts = [row.get(key, "") for key in _TEXT_KEYS] + list(row.get("negatives") or ())
+    return "a text is no valid Unicode" if any(not is_unicode(text) for text in texts) else None
+
+
+def is_unicode(text: str) -> bool:
+    r"""Return whether a text can be written as UTF-8: JSON's "\ud800" alone cannot."""
+    return text.isascii() or _LONE_SURROGATE.search(text) is None
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """Write rows as JSONL and return how many; the file appears when all are written.
+
+    Raises:
+        InputError: the path is a folder, or its folder does not exist.
+    """
+    check_output(path)
+    count = 0
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as raw:
+            file = _packed(raw) if path.suffix == ".gz" else raw
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                count += 1
+            if file is not raw:
+                file.close()  # writes the end of the packed data, leaves `raw` open
+            raw.flush()
+            os.fsync(raw.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def check_output(path: Path) -> None:
+    """Refuse, before anything is computed, what could not be written in the end.
+
+    Raises:
+        InputError: the path is a folder, or its folder does not exist.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise InputError(f"--out {path} {problem}", "name a file in a folder that exists")
+
+
+def _packed(raw: IO[bytes]) -> IO[bytes]:
+    """Pack without a time stamp: equal rows give equal files."""
+    return cast("IO[bytes]", gzip.GzipFile("", "wb", fileobj=raw, mtime=0))

@@ -1,0 +1,95 @@
+"""Tests of nvembed_deploy/commands/build_data.py: a plan in, a file and its table out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.__main__ import main
+from nvembed_deploy.train.example import fault_of
+from tests import factories
+from tests.train.data import raw
+
+PLAN = """
+[[evaluation]]
+path = "{folder}/suite.jsonl"
+
+[[source]]
+name = "topics"
+path = "{folder}/topics.jsonl"
+kind = "clustering"
+instruction = "find the topic"
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    raw.write(tmp_path / "topics.jsonl", raw.labelled_rows())
+    raw.write(tmp_path / "suite.jsonl", [{"text": raw.MONEY[0]}])
+    (tmp_path / "plan.toml").write_text(PLAN.format(folder=tmp_path))
+    return tmp_path / "plan.toml"
+
+
+def test_a_plan_becomes_a_file_and_says_what_is_in_it(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "train.jsonl"
+    factories.write_tokenizer(tmp_path / "tokenizer.json")
+    words = ["build-data", str(plan), "--out", str(out), "--tokenizer", str(tmp_path)]
+    assert main(words) == 0
+    rows = raw.read(out)
+    assert [fault_of(row) for row in rows] == [None] * 7
+    said = capsys.readouterr().out
+    assert said.startswith("topics: 7 examples\n  left out 1 texts nearly in an evaluation:\n")
+    assert f"{raw.MONEY[0]!r} ~ {raw.MONEY[0]!r}" in said
+    assert f"wrote {out}: 7 examples" in said
+    assert "tokens" in said
+    first = out.read_bytes()
+    assert main(words) == 0
+    assert out.read_bytes() == first
+
+
+def test_a_bad_row_stops_and_leaves_no_file_or_is_counted(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw.write(tmp_path / "topics.jsonl", [*raw.labelled_rows(), {"text": "", "label": "x"}, "{"])
+    out = tmp_path / "train.jsonl"
+    assert main(["build-data", str(plan), "--out", str(out)]) == 2
+    assert "topics.jsonl, line 9: text is empty\nfix: correct it" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["build-data", str(plan), "--out", str(out), "--skip-bad"]) == 0
+    said = capsys.readouterr().out
+    assert f"1 x text is empty (first: {tmp_path}/topics.jsonl, line 9)" in said
+    assert f"1 x broken JSON (first: {tmp_path}/topics.jsonl, line 10)" in said
+
+
+def test_a_file_that_is_there_can_be_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"query": "a b", "positive": "c", "source": "s"}, "{"]
+    path = raw.write(tmp_path / "pairs.jsonl", rows)
+    assert main(["build-data", "--lengths", str(path), "--skip-bad"]) == 0
+    said = capsys.readouterr().out
+    assert "s       query         1  words" in said
+    assert "left out       1 x broken JSON" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "give a plan and --out, or --lengths alone"),
+        (["PLAN"], "give a plan and --out, or --lengths alone"),
+        (["PLAN", "--lengths", "x"], "give a plan and --out, or --lengths alone"),
+        (["gone.toml", "--out", "o.jsonl"], "plan gone.toml does not exist"),
+        (["PLAN", "--out", "gone/o.jsonl"], "lies in a folder that does not exist"),
+        (["PLAN", "--out", "o.jsonl", "--tokenizer", "gone"], "tokenizer gone cannot be read"),
+    ],
+)
+def test_wrong_input_is_two_lines(
+    plan: Path, capsys: pytest.CaptureFixture[str], words: list[str], problem: str
+) -> None:
+    assert main(["build-data", *(str(plan) if w == "PLAN" else w for w in words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert problem in error

@@ -1,0 +1,75 @@
+"""Tests of nvembed_deploy/train/data/overlap.py: copies go, what only shares a subject stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.data.overlap import evaluation_texts, near_duplicates
+from tests.train.data import raw
+
+HELD_OUT = "I felt so happy today because my sister came home from the long trip"
+OTHERS = [*raw.ANIMALS, *raw.MONEY, *raw.PLANTS, "my sister has a long way home", "I felt sad"]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        HELD_OUT,
+        HELD_OUT.upper() + "!!",
+        HELD_OUT.replace("so ", ""),
+        HELD_OUT.replace("long", "short"),
+        HELD_OUT + " yesterday",
+        "today " + HELD_OUT.replace(" today", ""),
+    ],
+    ids=["same", "case", "word less", "word changed", "word more", "order"],
+)
+def test_a_near_copy_is_found(copy: str) -> None:
+    assert near_duplicates([*OTHERS, copy], [HELD_OUT]) == {copy: HELD_OUT}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "My sister came home and I felt happy",
+        "The trip home was long, and today I am tired of it all because of the rain",
+        " ".join([*OTHERS, "and so", HELD_OUT, "and then", *OTHERS]),
+    ],
+    ids=["half of it", "same words, other matter", "a page that quotes it"],
+)
+def test_what_is_no_copy_stays(text: str) -> None:
+    assert near_duplicates([*OTHERS, text], [HELD_OUT]) == {}
+
+
+def test_a_copy_is_found_even_without_words_or_common_words_only() -> None:
+    assert near_duplicates(["?!", "a", "b"], ["?!", " "]) == {"?!": "?!"}
+
+
+def test_the_threshold_decides() -> None:
+    text = "I felt so happy today because my sister came home"
+    assert near_duplicates([*OTHERS, text], [HELD_OUT], 0.9) == {}
+    assert near_duplicates([*OTHERS, text], [HELD_OUT], 0.5) == {text: HELD_OUT}
+
+
+def test_evaluations_are_files_or_folders_of_them(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    raw.write(tmp_path / "task" / "a.jsonl", [{"text": "one", "split": "test"}, {"id": 7}])
+    raw.write(tmp_path / "b.jsonl", [{"sentence1": "two", "sentence2": "three", "score": 1}])
+    raw.write(tmp_path / "c.jsonl", [{"text": "train", "split": "train"}, {"text": "one"}])
+    assert evaluation_texts(tmp_path, {"split": "test"}) == ["two", "three", "one"]
+    assert evaluation_texts(tmp_path / "c.jsonl") == ["train", "one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("empty.jsonl", "holds no text"), ("bad.jsonl", "broken JSON"), ("gone", "is not a file")],
+)
+def test_an_evaluation_that_holds_nothing_is_no_evaluation(
+    tmp_path: Path, name: str, problem: str
+) -> None:
+    raw.write(tmp_path / "empty.jsonl", [{"id": 1}])
+    raw.write(tmp_path / "bad.jsonl", ["{"])
+    with pytest.raises(InputError, match=problem):
+        evaluation_texts(tmp_path / name)

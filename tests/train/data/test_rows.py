@@ -1,0 +1,112 @@
+"""Tests of nvembed_deploy/train/data/rows.py: nothing bad passes unnamed, nothing half appears."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.data.rows import (
+    Faults,
+    Row,
+    check_output,
+    example_fault,
+    is_unicode,
+    read_pairs,
+    read_rows,
+    write_rows,
+)
+
+ROWS: list[Row] = [{"a": "ü 🦀"}, {"a": "line\nbreak"}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    assert write_rows(path, ROWS) == 2
+    assert [row for _, row in read_rows(path, Faults(stop=True))] == ROWS
+    first = path.read_bytes()
+    write_rows(path, ROWS)
+    assert path.read_bytes() == first
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
+    def broken() -> Iterator[Row]:
+        yield {"a": 2}
+        raise InputError("no", "yes")
+
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, ROWS)
+    with pytest.raises(InputError):
+        write_rows(path, broken())
+    assert [row for _, row in read_rows(path, Faults(stop=True))] == ROWS
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_bad_lines_are_counted_by_reason_with_their_first_place(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a"\n\n[]\n\xff\n{"a": 2}')
+    faults = Faults(stop=False)
+    assert [row["a"] for _, row in read_rows(path, faults)] == [1, 2]
+    assert faults.counts == {"broken JSON": 2, "got a list, expected an object": 1}
+    assert faults.lines()[0].endswith(f"2 x broken JSON (first: {path}, line 2)")
+    with pytest.raises(InputError, match="line 2: broken JSON"):
+        list(read_rows(path, Faults(stop=True)))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "is not a file"),
+        (gzip.compress(b'{"a": 1}\n')[:-9], "after line"),
+        (b"no gzip\n", "after line 0"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=problem) as caught:
+        list(read_rows(path, Faults(stop=False)))
+    assert str(path) in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({}, None),
+        ({"positive": " "}, "positive is empty"),
+        ({"negatives": ["b"]}, "the positive is among the negatives"),
+        ({"positive": "a"}, "the positive is the query itself"),
+        ({"negatives": ["\ud800"]}, "a text is no valid Unicode"),
+    ],
+)
+def test_an_example_that_training_would_refuse_is_refused_here(
+    tmp_path: Path, changes: Row, fault: str | None
+) -> None:
+    row = {"query": "a", "positive": "b", "negatives": [], **changes}
+    assert example_fault(row) == fault
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    faults = Faults(stop=False)
+    assert len(list(read_pairs(path, faults))) == (fault is None)
+    assert list(faults.counts) == ([fault] if fault else [])
+
+
+def test_a_lone_surrogate_is_no_text() -> None:
+    assert is_unicode("fine 🦀")
+    assert not is_unicode(json.loads('"\\ud800"'))
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        check_output(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        check_output(tmp_path / "gone" / "rows.jsonl")
