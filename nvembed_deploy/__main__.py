@@ -9,6 +9,7 @@ import nvembed_deploy
 from nvembed_deploy import cli
 from nvembed_deploy.commands import assemble, build_data, encode, inspect
 from nvembed_deploy.export import __main__ as export
+from nvembed_deploy.parity import __main__ as parity
 from nvembed_deploy.train import __main__ as train
 
 _EPILOG = """examples:
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("assemble", assemble, "make a checkpoint of a base decoder, an adapter and a pooler"),
         ("export", export, "write a checkpoint as an artifact"),
         ("inspect", inspect, "show what an artifact is, and verify its files"),
+        ("parity", parity, "decide whether an artifact may replace its reference"),
         ("encode", encode, "turn texts into embeddings"),
     ):
         module.add_arguments(subcommands.add_parser(name, help=summary))

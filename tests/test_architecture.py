@@ -51,6 +51,13 @@ TESTED_IN = {
     # The command line, run as a user does.
     "__main__": "test_cold_import",
     "export/progress": "test_cold_import",
+    "parity/check": "parity/test_main",
+    "parity/embedding": "parity/test_faults",
+    "parity/margins": "parity/test_faults",
+    "parity/report": "parity/test_main",
+    "parity/report_html": "parity/test_main",
+    "parity/subject": "parity/test_faults",
+    "parity/verdict": "parity/test_faults",
     "train/example": "train/test_sources",
     "train/run_folder": "train/test_loop",
     "train/saved": "train/test_loop",

@@ -47,6 +47,7 @@ NEEDS = {
     "nvembed_deploy.model.nvembed": "torch",
     "nvembed_deploy.model.pooler": "torch",
     "nvembed_deploy.model.streaming": "torch",
+    "nvembed_deploy.parity.mteb_encoder": "datasets",
     "nvembed_deploy.runtimes.onnx_runtime": "onnxruntime",
     "nvembed_deploy.runtimes.torch_runtime": "torch",
     "nvembed_deploy.train.batch": "pydantic",
@@ -89,9 +90,11 @@ COMMANDS = [
     ["nvembed_deploy", "export"],
     ["nvembed_deploy", "inspect"],
     ["nvembed_deploy", "encode"],
+    ["nvembed_deploy", "parity"],
     ["nvembed_deploy", "train"],
     ["nvembed_deploy", "build-data"],
     ["nvembed_deploy.export"],
+    ["nvembed_deploy.parity"],
     ["nvembed_deploy.train"],
 ]
 

@@ -19,7 +19,12 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DATA = ("nvembed_deploy/py.typed", "nvembed_deploy/export/calibration.jsonl")
+SUITE = (ROOT / "nvembed_deploy" / "parity" / "suite").glob("*/*")
+DATA = (
+    "nvembed_deploy/py.typed",
+    "nvembed_deploy/export/calibration.jsonl",
+    *(file.relative_to(ROOT).as_posix() for file in SUITE),
+)
 REQUIREMENTS = [PROJECT["dependencies"], *EXTRAS.values()]
 
 

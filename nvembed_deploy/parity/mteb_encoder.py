@@ -1,0 +1,261 @@
+"""This file owns all that is mteb's: our encoder behind its protocol, local suites as its tasks.
+
+It is the only file that imports mteb. Nothing here touches the network for a local suite; a task
+by mteb's name is loaded as mteb loads it.
+Source: mteb 2.26, `models/models_protocols.py` and `abstasks/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import mteb
+import numpy as np
+from mteb.abstasks import (
+    AbsTask,
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
+from mteb.abstasks.text.summarization import AbsTaskSummarization
+from mteb.models import ModelMeta
+from mteb.types import PromptType
+from numpy.typing import NDArray
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.parity.instructions import V2_INSTRUCTIONS
+from nvembed_deploy.parity.scores import TaskRun
+from nvembed_deploy.parity.subject import Subject
+from nvembed_deploy.parity.suite import LocalTask
+
+datasets.disable_progress_bars()
+
+_SPLIT = "test"
+_QUERY_ONLY = {"Retrieval", "Reranking"}
+"""Task types whose documents carry no instruction."""
+_BASES: dict[str, tuple[type[AbsTask], str, str]] = {
+    "retrieval": (AbsTaskRetrieval, "Retrieval", "ndcg_at_10"),
+    "reranking": (AbsTaskRetrieval, "Reranking", "map_at_1000"),
+    "sts": (AbsTaskSTS, "STS", "cosine_spearman"),
+    "pair_classification": (AbsTaskPairClassification, "PairClassification", "max_ap"),
+    "classification": (AbsTaskClassification, "Classification", "accuracy"),
+    "clustering": (AbsTaskClustering, "Clustering", "v_measure"),
+    "summarization": (AbsTaskSummarization, "Summarization", "cosine_spearman"),
+}
+
+
+class MtebEncoder:
+    """A `Subject` as mteb calls it."""
+
+    def __init__(self, subject: Subject) -> None:
+        """Take what computes."""
+        self._subject = subject
+        width = subject.encoder.get_embedding_dimension()
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {"name": f"local/{subject.name}", "revision": "local", "embed_dim": width}
+        )
+
+    def encode(
+        self,
+        inputs: Iterable[dict[str, list[str]]],
+        *,
+        task_metadata: Any,  # noqa: ANN401 - mteb.TaskMetadata
+        prompt_type: PromptType | None = None,
+        **_: Any,  # noqa: ANN401 - split, subset, batch size
+    ) -> NDArray[np.float32]:
+        """Embed every text of a data loader, with the task's instruction where it belongs."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        instruction = instruction_of(task_metadata, prompt_type)
+        return self._subject.embed(texts, instruction, prompt_type.value if prompt_type else "")
+
+    def similarity(self, left: Any, right: Any) -> NDArray[np.float32]:  # noqa: ANN401 - arrays
+        """Return the cosine of every pair; of two single texts a number, as mteb wants it."""
+        cosine_NM = self._subject.encoder.similarity(np.asarray(left), np.asarray(right))
+        return cosine_NM if np.ndim(left) > 1 or np.ndim(right) > 1 else cosine_NM[0, 0]
+
+    def similarity_pairwise(
+        self,
+        left: Any,  # noqa: ANN401 - arrays
+        right: Any,  # noqa: ANN401
+    ) -> NDArray[np.float32]:
+        """Return the cosine of each row with its counterpart."""
+        return self._subject.encoder.similarity_pairwise(np.asarray(left), np.asarray(right))
+
+
+def instruction_of(metadata: Any, prompt_type: PromptType | None) -> str:  # noqa: ANN401 - mteb's
+    """Return the instruction of a task's texts; empty for documents that carry none.
+
+    Source: NV-Embed-v2's own where it differs (`instructions.py`), else mteb's for the task, else
+    mteb's for the type of task.
+    """
+    if metadata.type in _QUERY_ONLY and prompt_type is PromptType.document:
+        both = {"QuoraRetrieval"}  # its documents are questions too
+        if metadata.name not in both:
+            return ""
+    if metadata.name in V2_INSTRUCTIONS:
+        return V2_INSTRUCTIONS[metadata.name]
+    prompt = metadata.prompt
+    if isinstance(prompt, dict):
+        prompt = prompt.get("query") or ""
+    if prompt is None:
+        known = _BASES.get(metadata.type.lower())
+        prompt = getattr(known[0], "abstask_prompt", "") if known else ""
+    return str(prompt or "")
+
+
+def local_task(task: LocalTask) -> AbsTask:
+    """Return a local task as mteb's."""
+    base, kind, metric = _BASES[task.kind]
+    category: Any = kind  # mteb's type is a Literal of all its names
+    metadata = mteb.TaskMetadata(
+        name=task.name,
+        description=task.name,
+        reference=None,
+        dataset={"path": f"local/{task.name}", "revision": "local"},
+        type=category,
+        category="t2t",
+        modalities=["text"],
+        eval_splits=[_SPLIT],
+        eval_langs=["eng-Latn"],
+        main_score=metric,
+        date=None,
+        domains=None,
+        task_subtypes=None,
+        license=None,
+        annotations_creators=None,
+        dialect=None,
+        sample_creation=None,
+        bibtex_citation=None,
+        prompt=task.instruction or None,
+    )
+
+    def load_data(self: Any, *_: Any, **__: Any) -> None:  # noqa: ANN401 - mteb's signature
+        self.dataset = _DATASETS[task.kind](task)
+        self.data_loaded = True
+
+    attributes: dict[str, Any] = {"metadata": metadata, "load_data": load_data}
+    if task.kind == "clustering":  # its default embeds 4 % of the texts
+        attributes |= {"max_fraction_of_documents_to_embed": None, "max_document_to_embed": None}
+    if task.kind == "sts":
+        highest = max(row["score"] for row in task.tables["pairs"])
+        attributes |= {"min_score": 0, "max_score": max(5, int(np.ceil(highest)))}
+    if task.kind == "summarization":
+        rated = [score for row in task.tables["summaries"] for score in row["relevance"]]
+        attributes |= {"min_score": min(rated), "max_score": max(rated)}
+    instance: AbsTask = type(task.name, (base,), attributes)()
+    return instance
+
+
+def _retrieval(task: LocalTask) -> dict[str, Any]:
+    tables = task.tables
+    corpus = [
+        {"id": r["_id"], "title": r.get("title") or "", "text": r["text"]} for r in tables["corpus"]
+    ]
+    queries = [{"id": r["_id"], "text": r["text"]} for r in tables["queries"]]
+    relevant: dict[str, dict[str, int]] = {}
+    for row in tables["qrels"]:
+        relevant.setdefault(row["query"], {})[row["document"]] = row["score"]
+    ranked = {r["query-id"]: r["corpus-ids"] for r in tables.get("top_ranked", [])}
+    split = {
+        "corpus": datasets.Dataset.from_list(corpus),
+        "queries": datasets.Dataset.from_list([q for q in queries if q["id"] in relevant]),
+        "relevant_docs": relevant,
+        "top_ranked": ranked or None,
+    }
+    return {"default": {_SPLIT: split}}
+
+
+def _pairs(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
+    rows = [
+        {"sentence1": r["sentence1"], "sentence2": r["sentence2"]}
+        | ({"score": float(r["score"])} if task.kind == "sts" else {"labels": r["label"]})
+        for r in task.tables["pairs"]
+    ]
+    return datasets.DatasetDict({_SPLIT: datasets.Dataset.from_list(rows)})
+
+
+def _labeled(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
+    rows = task.tables["labeled"]
+    numbers = {label: n for n, label in enumerate(sorted({r["label"] for r in rows}))}
+    splits = {
+        split: [
+            {"text": r["text"], "label": numbers[r["label"]]} for r in rows if r["split"] == split
+        ]
+        for split in ("train", _SPLIT)
+    }
+    if not all(splits.values()):
+        raise InputError(
+            f"{task.name}: labeled.jsonl needs rows of split train and test", "mark each row"
+        )
+    return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in splits.items()})
+
+
+def _clustered(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
+    rows = [{"sentences": r["text"], "labels": r["label"]} for r in task.tables["data"]]
+    return datasets.DatasetDict({_SPLIT: datasets.Dataset.from_list(rows)})
+
+
+def _summaries(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
+    return datasets.DatasetDict({_SPLIT: datasets.Dataset.from_list(task.tables["summaries"])})
+
+
+_DATASETS = {
+    "retrieval": _retrieval,
+    "reranking": _retrieval,
+    "sts": _pairs,
+    "pair_classification": _pairs,
+    "classification": _labeled,
+    "clustering": _clustered,
+    "summarization": _summaries,
+}
+
+
+def named_tasks(names: Iterable[str]) -> list[AbsTask]:
+    """Return mteb's tasks by their names, or those of a benchmark: MTEB(eng, v2).
+
+    Raises:
+        InputError: mteb knows no such task or benchmark.
+    """
+    tasks: list[AbsTask] = []
+    for name in names:
+        try:
+            tasks += list(mteb.get_benchmark(name).tasks) if "(" in name else [mteb.get_task(name)]
+        except KeyError as error:
+            raise InputError(f"mteb has no task or benchmark {name!r}", str(error)[:200]) from None
+    return tasks
+
+
+def run_task(task: AbsTask, subject: Subject) -> TaskRun:
+    """Evaluate a subject on a task through mteb; return its main score and predictions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with tempfile.TemporaryDirectory() as folder:
+        result = mteb.evaluate(
+            MtebEncoder(subject),
+            [task],
+            cache=None,
+            co2_tracker=False,
+            show_progress_bar=False,
+            encode_kwargs={"batch_size": 256},
+            prediction_folder=folder,
+        ).task_results[0]
+        files = list(Path(folder).rglob("*_predictions.json"))
+        predictions = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
+    task.load_data()  # mteb drops the data after a run; the truth of each item is needed
+    return TaskRun(
+        name=task.metadata.name,
+        kind=task.metadata.type,
+        metric=task.metadata.main_score,
+        instruction=instruction_of(task.metadata, None),
+        score=float(result.get_score()),
+        scores=result.scores,
+        predictions={k: v for k, v in predictions.items() if k != "mteb_model_meta"},
+        dataset=task.dataset,
+    )

@@ -1,0 +1,79 @@
+"""This file owns where a verdict goes: report.json, report.html, and the artifact's manifest."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nvembed_deploy.artifact import LAYOUT, hash_file, update_parity
+from nvembed_deploy.parity.check import Side, manifest_of
+from nvembed_deploy.parity.report_html import render
+from nvembed_deploy.parity.verdict import Verdict
+
+_TOOLS = ("nvembed-deploy", "mteb", "numpy", "onnxruntime", "torch", "transformers")
+
+
+def record(artifact: Path, verdict: Verdict, reference: Path) -> bool:
+    """Write the verdict into an artifact's manifest; False for a checkpoint, which has none."""
+    if manifest_of(artifact) is None:
+        return False
+    update_parity(artifact, verdict.summary() | {"reference": reference.resolve().name})
+    return True
+
+
+def write_report(
+    out: Path, verdict: Verdict, candidate: Side, reference: Side, seconds: float
+) -> None:
+    """Write report.json for machines and report.html for people."""
+    report = asdict(verdict) | {
+        "candidate": _side(candidate),
+        "reference": _side(reference),
+        "environment": _environment(),
+        "seconds": round(seconds, 1),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        ("report.json", json.dumps(report, indent=2) + "\n"),
+        ("report.html", render(verdict, report)),
+    ):
+        partial = out / f"{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(out / name)
+
+
+def _side(side: Side) -> dict[str, Any]:
+    manifest = manifest_of(side.path)
+    known: dict[str, Any] = {
+        "name": side.path.resolve().name,
+        "runtime": side.runtime,
+        "device": side.device or "auto",
+    }
+    if manifest is None:
+        return known | {"kind": "checkpoint"}
+    return known | {
+        "kind": "artifact",
+        "recipe": manifest.recipe,
+        "linears": manifest.linears,
+        "manifest_sha256": hash_file(side.path / LAYOUT.manifest),
+        "sha256": {name: found.sha256 for name, found in manifest.files.items()},
+    }
+
+
+def _environment() -> dict[str, str]:
+    versions = {}
+    for name in _TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "date": now,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    } | versions

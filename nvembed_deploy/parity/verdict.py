@@ -1,0 +1,162 @@
+"""This file owns the decision: every margin held, or which was not and by how much."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from nvembed_deploy.parity.bootstrap import Interval, paired_interval
+from nvembed_deploy.parity.embedding import EmbeddingParity
+from nvembed_deploy.parity.margins import Margins
+from nvembed_deploy.parity.scores import TaskRun, items_of
+
+_DRIFT = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp8": 5e-2, "int8": 5e-2}
+"""Most that a batch may move a number of an embedding: rounding of the format, no more."""
+
+
+_LENGTH = 1e-3
+"""Most that an embedding's length may differ from 1."""
+
+
+@dataclass(frozen=True)
+class TaskParity:
+    """One task's scores and the verdict on their difference."""
+
+    name: str
+    kind: str
+    metric: str
+    instruction: str
+    reference: float
+    candidate: float
+    interval: Interval | None
+    passed: bool
+    reason: str
+
+    @property
+    def difference(self) -> float:
+        """Candidate minus reference."""
+        return self.candidate - self.reference
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer, and everything it rests on."""
+
+    passed: bool
+    reasons: list[str]
+    """What failed, in words; empty if nothing did."""
+    causes: list[str]
+    """Where to look."""
+    tasks: list[TaskParity]
+    embedding: EmbeddingParity
+    margins: Margins
+    precision: str
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the manifest keeps: the answer and its numbers, no texts."""
+        embedding = asdict(self.embedding)
+        for name in ("worst", "histogram"):
+            del embedding[name]
+        return {
+            "passed": self.passed,
+            "reasons": self.reasons,
+            "causes": self.causes,
+            "precision": self.precision,
+            "margins": asdict(self.margins),
+            "tasks": {
+                t.name: {
+                    "metric": t.metric,
+                    "reference": round(t.reference, 6),
+                    "candidate": round(t.candidate, 6),
+                    "interval": [t.interval.low, t.interval.high] if t.interval else None,
+                    "passed": t.passed,
+                }
+                for t in self.tasks
+            },
+            "embedding": embedding,
+        }
+
+
+def compare_task(candidate: TaskRun, reference: TaskRun, margin: float, seed: int) -> TaskParity:
+    """Decide by non-inferiority: the interval's lower end is above minus the margin.
+
+    A task whose items are unknown is decided by the difference alone, and says so.
+    """
+    ours, theirs = items_of(candidate), items_of(reference)
+    interval = None
+    if ours is not None and theirs is not None:
+        interval = paired_interval(ours, theirs, seed)
+    difference = candidate.score - reference.score
+    lowest = interval.low if interval else difference
+    passed = lowest >= -margin
+    how = f"{interval.items} {interval.unit}" if interval else "no items: the difference alone"
+    reason = f"{difference:+.4f}, at least {lowest:+.4f} ({how}); margin -{margin:g}"
+    return TaskParity(
+        name=reference.name,
+        kind=reference.kind,
+        metric=reference.metric,
+        instruction=reference.instruction,
+        reference=reference.score,
+        candidate=candidate.score,
+        interval=interval,
+        passed=passed,
+        reason=reason,
+    )
+
+
+def decide(
+    tasks: list[TaskParity], embedding: EmbeddingParity, margins: Margins, precision: str
+) -> Verdict:
+    """Put tasks and embeddings together."""
+    reasons = [f"{task.name}: {task.metric} {task.reason}" for task in tasks if not task.passed]
+    reasons += _embedding_reasons(embedding, margins, precision)
+    causes = likely_causes(embedding, margins) if reasons else []
+    return Verdict(not reasons, reasons, causes, tasks, embedding, margins, precision)
+
+
+def _embedding_reasons(found: EmbeddingParity, margins: Margins, precision: str) -> list[str]:
+    floor, drift = margins.mean_cosine, _DRIFT[precision]
+    lowest = -1.0 if margins.min_cosine is None else margins.min_cosine
+    most = np.inf if margins.median_abs is None else margins.median_abs
+    reasons = {
+        f"{found.not_finite} embeddings are not finite": found.not_finite > 0,
+        f"mean cosine {found.mean_cosine:.6f}, expected {floor}": found.mean_cosine < floor,
+        f"lowest cosine {found.min_cosine:.6f}, expected {lowest}": found.min_cosine < lowest,
+        f"half of the texts move by more than {found.median_abs:.1e}, expected at most "
+        f"{most:.0e}": found.median_abs > most,
+        f"an embedding moves by {found.batch_drift:.1e} with its batch, expected at most "
+        f"{drift:.0e}": found.batch_drift > drift,
+        f"a long text: cosine {found.long_cosine:.6f}, expected {floor}": found.long_cosine < floor,
+        f"a cut text: cosine {found.cut_cosine:.6f}, expected {floor}": found.cut_cosine < floor,
+        f"lengths are off by {found.norm_drift:.1e}, expected at most {_LENGTH:g}": (
+            found.norm_drift > _LENGTH
+        ),
+    }
+    return [reason for reason, is_broken in reasons.items() if is_broken]
+
+
+def likely_causes(found: EmbeddingParity, margins: Margins) -> list[str]:
+    """Say where to look, from which kinds of texts agree and which do not."""
+    floor = margins.mean_cosine
+    plain, instructed = found.plain_cosine, found.instructed_cosine
+    signs = {
+        "the output is not normalised": found.norm_drift > _LENGTH,
+        "only texts with an instruction differ: template, pool mask (instruction tokens must be "
+        "attended and not pooled), or their count": plain >= floor > instructed,
+        "only long texts differ: sliding window, rope base, position limit": (
+            plain >= floor > found.long_cosine
+        ),
+        "only cut texts differ: side of truncation, or EOS lost with it": (
+            found.long_cosine >= floor > found.cut_cosine
+        ),
+        "all texts differ a little: another activation (tanh for erf) or epsilon": (
+            min(plain, instructed) >= floor and found.median_abs > (margins.median_abs or np.inf)
+        ),
+        "all texts differ: weights (adapter merged not at all or twice, a wrong scale, swapped "
+        "halves), causal mask, missing EOS, padding side, or a coarse precision": (
+            max(plain, instructed) < floor
+        ),
+    }
+    return [cause for cause, is_seen in signs.items() if is_seen]

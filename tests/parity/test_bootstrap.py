@@ -1,0 +1,50 @@
+"""Tests of nvembed_deploy/parity/bootstrap.py: the interval covers the truth, and is paired."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nvembed_deploy.parity.bootstrap import paired_interval
+from nvembed_deploy.parity.scores import Items, mean_of
+
+
+def items(values: np.ndarray) -> Items:
+    return Items(values, mean_of, "queries")
+
+
+def test_equal_items_differ_by_nothing() -> None:
+    values = np.random.default_rng(0).random(100)
+    found = paired_interval(items(values), items(values.copy()))
+    assert (found.low, found.high, found.items, found.unit) == (0.0, 0.0, 100, "queries")
+
+
+def test_it_covers_the_true_difference_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        base = generator.random(150)
+        other = base - 0.02 + 0.1 * generator.normal(size=150)
+        found = paired_interval(items(other), items(base))
+        covered += found.low <= -0.02 <= found.high
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+def test_what_both_have_in_common_cancels() -> None:
+    generator = np.random.default_rng(2)
+    base = generator.random(400)  # spread 0.3 over items
+    found = paired_interval(items(base + 0.001), items(base))
+    assert found.high - found.low < 1e-9
+    assert found.low == pytest.approx(0.001)
+
+
+def test_a_seed_gives_the_same_interval() -> None:
+    generator = np.random.default_rng(3)
+    one, other = items(generator.random(50)), items(generator.random(50))
+    assert paired_interval(one, other, 7) == paired_interval(one, other, 7)
+    assert paired_interval(one, other, 7) != paired_interval(one, other, 8)
+
+
+def test_other_items_are_no_pair() -> None:
+    with pytest.raises(ValueError, match="3 items against 4"):
+        paired_interval(items(np.ones(3)), items(np.ones(4)))

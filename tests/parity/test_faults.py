@@ -1,0 +1,240 @@
+"""Planted faults: each of these mistakes must turn the verdict red, and none may pass unseen.
+
+The reference is the tiny model in torch; the candidate is the same with one mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.model import backbone, pooler
+from nvembed_deploy.model.nvembed import NVEmbed, build_model, load_model
+from nvembed_deploy.model.weights import Weights
+from nvembed_deploy.parity.embedding import compare_embeddings
+from nvembed_deploy.parity.margins import MARGINS
+from nvembed_deploy.parity.subject import Subject, Text
+from nvembed_deploy.parity.verdict import Verdict, decide
+from nvembed_deploy.runtimes.encoder import Encoder
+from nvembed_deploy.runtimes.torch_runtime import TorchRuntime
+from nvembed_deploy.text import Batch, Tokenizer
+from tests import factories
+
+SPEC = factories.TINY
+WORDS = "the cat sat on a mat and another text of many words".split()  # noqa: SIM905
+CPU = torch.device("cpu")
+PLAIN = [" ".join(np.roll(WORDS, i)[: 2 + i % 9]) for i in range(24)]
+TEXTS = [Text("", t, "document") for t in PLAIN] + [Text("find it", t, "query") for t in PLAIN]
+Fault = Callable[["Planter"], None]
+
+
+class Faulty(TorchRuntime):
+    """The torch runtime with a mistake before or after the model."""
+
+    def __init__(self, model: NVEmbed) -> None:
+        super().__init__(model, CPU)
+        self.before: Callable[[Batch], Batch] = lambda batch: batch
+        self.after: Callable[[np.ndarray], np.ndarray] = lambda rows: rows
+
+    def embed(self, batch: Batch) -> np.ndarray:
+        return self.after(super().embed(self.before(batch)))
+
+
+class Planter:
+    """What a fault may change: the model, its batches, its output, its tokenizer."""
+
+    def __init__(self, weights: Weights, tokenizer: Tokenizer, patch: pytest.MonkeyPatch) -> None:
+        self.model = load_model(weights)
+        self.runtime = Faulty(self.model)
+        self.tokenizer = tokenizer
+        self.patch = patch
+
+    def respec(self, **backbone_changes: object) -> None:
+        """Rebuild the model with another backbone spec and the same weights."""
+        spec = replace(SPEC, backbone=replace(SPEC.backbone, **backbone_changes))
+        model = build_model(spec)
+        model.load_state_dict(self.model.state_dict())
+        self.model, self.runtime = model, Faulty(model)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> Tokenizer:
+    return Tokenizer.load(tiny_base / "tokenizer.json", SPEC.text)
+
+
+@pytest.fixture(scope="module")
+def reference(
+    tiny_weights: Weights, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject]:
+    runtime = TorchRuntime(load_model(tiny_weights), CPU)
+    with Encoder(runtime, tokenizer, spec=SPEC) as encoder:
+        yield Subject.open("reference", encoder, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture
+def planter(
+    tiny_weights: Weights, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> Planter:
+    return Planter(tiny_weights, tokenizer, monkeypatch)
+
+
+def judge(planter: Planter, reference: Subject, folder: Path) -> Verdict:
+    with ExitStack() as stack:
+        encoder = stack.enter_context(Encoder(planter.runtime, planter.tokenizer, spec=SPEC))
+        candidate = Subject.open("candidate", encoder, folder)
+        found = compare_embeddings(candidate, reference, TEXTS)
+    return decide([], found, MARGINS["fp32"], "fp32")
+
+
+def masked(change: Callable[[Batch], dict[str, np.ndarray]]) -> Fault:
+    def plant(planter: Planter) -> None:
+        planter.runtime.before = lambda batch: replace(batch, **change(batch))
+
+    return plant
+
+
+def lose_eos(batch: Batch) -> dict[str, np.ndarray]:
+    attended, pooled = batch.attention_mask_BS.copy(), batch.pool_mask_BS.copy()
+    last = attended.sum(1) - 1
+    for mask in (attended, pooled):
+        mask[np.arange(len(last)), last] = 0
+    return {"attention_mask_BS": attended, "pool_mask_BS": pooled}
+
+
+def pool_one_more(batch: Batch) -> dict[str, np.ndarray]:
+    pooled = batch.pool_mask_BS.copy()
+    first = pooled.argmax(1)
+    rows = np.flatnonzero(first)
+    pooled[rows, first[rows] - 1] = 1
+    return {"pool_mask_BS": pooled}
+
+
+def pad_left(batch: Batch) -> dict[str, np.ndarray]:
+    ids, attended = batch.input_ids_BS.copy(), batch.attention_mask_BS.copy()
+    for row, length in enumerate(attended.sum(1)):
+        shift = attended.shape[1] - length
+        ids[row], attended[row] = np.roll(ids[row], shift), np.roll(attended[row], shift)
+    return {"input_ids_BS": ids, "attention_mask_BS": attended}
+
+
+def change_weight(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Fault:
+    def plant(planter: Planter) -> None:
+        parameter = planter.model.get_parameter(name)
+        parameter.copy_(change(parameter.clone()))
+
+    return plant
+
+
+def swap_halves(weight: torch.Tensor) -> torch.Tensor:
+    return torch.cat(weight.chunk(2)[::-1])
+
+
+def slide(planter: Planter) -> None:
+    whole = backbone.padding_mask
+
+    def windowed(mask_BS: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        place = torch.arange(mask_BS.shape[1])
+        far = (place[:, None] - place[None]).abs() > 160
+        return whole(mask_BS, dtype).masked_fill(far, torch.finfo(dtype).min)
+
+    planter.patch.setattr(backbone, "padding_mask", windowed)
+
+
+def tanh_gelu(planter: Planter) -> None:
+    # the reference's embeddings are cached by now
+    class Tanh:
+        gelu = staticmethod(lambda x: functional.gelu(x, approximate="tanh"))
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(functional, name)
+
+    planter.patch.setattr(pooler, "functional", Tanh())
+
+
+def cut_left(planter: Planter) -> None:
+    class CutLeft(Tokenizer):
+        def _truncate(self, ids: list[int], limit: int) -> list[int]:
+            return ids if len(ids) <= limit else [ids[0], *ids[len(ids) - limit + 1 :]]
+
+    planter.tokenizer = CutLeft(planter.tokenizer._tokenizer, SPEC.text)
+
+
+def merge(times: float) -> Fault:
+    """The adapter's delta, added `times` too often."""
+    generator = torch.Generator().manual_seed(0)
+    up, down = torch.randn(64, 2, generator=generator), torch.randn(2, 64, generator=generator)
+    name = "backbone.decoder.layers.1.self_attn.q_proj.weight"
+    return change_weight(name, lambda weight: weight + times * 0.1 * up @ down)
+
+
+def unnormalised(planter: Planter) -> None:
+    planter.runtime.after = lambda rows: 3 * rows
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "causal mask left on": (lambda p: p.respec(causal=True), "all texts differ"),
+    "pool mask is the attention mask": (
+        masked(lambda b: {"pool_mask_BS": b.attention_mask_BS}),
+        "only texts with an instruction differ",
+    ),
+    "EOS missing": (masked(lose_eos), "all texts differ"),
+    "last instruction token pooled": (masked(pool_one_more), "texts with an instruction"),
+    "left padding": (masked(pad_left), "padding side"),
+    "wrong rope base": (lambda p: p.respec(rope_theta=1e6), ""),
+    "sliding window": (slide, "sliding window"),
+    "tanh instead of erf GELU": (tanh_gelu, "all texts differ a little"),
+    "latents not normalised": (
+        change_weight("pooler.latent_norm.weight", lambda w: 0.3 * w),
+        "all texts differ",
+    ),
+    "value and gate swapped": (
+        change_weight("pooler.feed_up.weight", swap_halves),
+        "all texts differ",
+    ),
+    "adapter merged twice": (merge(1.0), "adapter merged"),
+    "adapter not merged": (merge(-1.0), "adapter merged"),
+    "one layer's scale off by two": (
+        change_weight("backbone.decoder.layers.1.mlp.down_proj.weight", lambda w: 2 * w),
+        "a wrong scale",
+    ),
+    "cut on the wrong side": (cut_left, "side of truncation"),
+    "output not normalised": (unnormalised, "not normalised"),
+}
+
+
+@pytest.mark.parametrize(("fault", "cause"), FAULTS.values(), ids=FAULTS)
+def test_a_planted_fault_turns_the_verdict_red_and_is_named(
+    planter: Planter, reference: Subject, tmp_path: Path, fault: Fault, cause: str
+) -> None:
+    reference.embed(PLAIN, "")
+    reference.embed(PLAIN, "find it")
+    fault(planter)
+    verdict = judge(planter, reference, tmp_path)
+    assert not verdict.passed
+    assert verdict.reasons
+    assert cause in "; ".join(verdict.causes)
+
+
+def test_without_a_fault_the_verdict_is_green(
+    planter: Planter, reference: Subject, tmp_path: Path
+) -> None:
+    verdict = judge(planter, reference, tmp_path)
+    assert (verdict.passed, verdict.reasons, verdict.causes) == (True, [], [])
+    assert verdict.embedding.mean_cosine == pytest.approx(1, abs=1e-6)
+    assert verdict.embedding.neighbours == verdict.embedding.cross_neighbours == 1
+
+
+def test_an_overflow_is_refused_before_any_score(
+    planter: Planter, reference: Subject, tmp_path: Path
+) -> None:
+    planter.model.get_parameter("backbone.decoder.layers.0.mlp.down_proj.weight")[3] = np.inf
+    with pytest.raises(ArtifactError, match="not finite"):
+        judge(planter, reference, tmp_path)

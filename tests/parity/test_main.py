@@ -1,0 +1,143 @@
+"""Tests of nvembed_deploy/parity/__main__.py: one question, four exit codes, a report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.parity.__main__ import main
+from nvembed_deploy.runtimes import load_encoder
+from tests.parity.small import write_suite
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_artifact, tmp_path / "artifact")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    suite = write_suite(tmp_path / "suite", ("retrieval", "sts"))
+
+    def parity(artifact: Path, *words: object) -> int:
+        return main(
+            [str(w) for w in (artifact, "--suite", suite, "--cache", tmp_path / "cache", *words)]
+        )
+
+    return parity
+
+
+def test_an_artifact_of_the_checkpoint_may_replace_it(
+    run: Run, artifact: Path, tiny_assembled: Path, tmp_path: Path, capsys
+) -> None:
+    with pytest.raises(ArtifactError, match="no verdict"):
+        load_encoder(artifact, "onnx", require_parity=True)
+    assert run(artifact, "--reference", tiny_assembled, "--out", tmp_path / "report") == 0
+    assert "yes: it may replace" in capsys.readouterr().out
+    with load_encoder(artifact, "onnx", require_parity=True) as encoder:
+        assert encoder.encode("the cat").shape == (64,)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["passed"] is True
+    assert {task["name"] for task in report["tasks"]} == {"small_retrieval", "small_sts"}
+    assert all(task["interval"] for task in report["tasks"])
+    assert report["candidate"]["sha256"]["model.onnx"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Yes: it may replace the reference" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_another_model_may_not(
+    run: Run, artifact: Path, tiny_checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
+    from tests import factories
+
+    base = factories.write_base(tmp_path / "base")
+    parts = Parts(base, pooler_spec=factories.TINY.pooler, name="fresh")
+    assemble_checkpoint(parts, tmp_path / "other")
+    assert run(artifact, "--reference", tmp_path / "other", "--out", tmp_path / "report") == 1
+    out, err = capsys.readouterr()
+    assert "no: it may not replace" in out
+    assert "mean cosine" in err
+    assert "fix: all texts differ" in err
+    assert "No: it may not replace it" in (tmp_path / "report" / "report.html").read_text()
+    with pytest.raises(ArtifactError, match="a failed verdict"):
+        load_encoder(artifact, "onnx", require_parity=True)
+
+
+def test_nothing_is_computed_twice(
+    run: Run, artifact: Path, tiny_assembled: Path, tmp_path: Path, capsys
+) -> None:
+    words = ("--reference", tiny_assembled, "--json", "--no-record")
+    assert run(artifact, *words) == 0
+    first = json.loads(capsys.readouterr().out)
+    sizes = {p: p.stat().st_size for p in (tmp_path / "cache").rglob("*.bin")}
+    assert run(artifact, *words) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert {p: p.stat().st_size for p in (tmp_path / "cache").rglob("*.bin")} == sizes
+    assert len(sizes) == 4
+
+
+def test_scores_alone_need_no_reference(run: Run, tiny_assembled: Path, capsys) -> None:
+    assert run(tiny_assembled, "--scores", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tasks"]["small_retrieval"]["metric"] == "ndcg_at_10"
+    scores = [task["score"] for task in found["tasks"].values()]
+    assert found["average"] == pytest.approx(sum(scores) / 2, abs=1e-6)
+
+
+def test_a_dry_run_says_what_and_computes_nothing(
+    run: Run, artifact: Path, tiny_assembled: Path, tmp_path: Path, capsys
+) -> None:
+    assert run(artifact, "--reference", tiny_assembled, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "small_sts" in out
+    assert "62 texts" in out
+    assert "instruction: do retrieval" in out
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "no --reference was given"),
+        (("--reference", "gone"), "gone does not exist"),
+        (("--scores", "--suite", "gone"), "suite gone is no folder"),
+        (("--scores", "--task", "nothing"), "has no task nothing"),
+    ],
+)
+def test_wrong_input_is_two_lines(
+    run: Run, artifact: Path, capsys, words: tuple[str, ...], problem: str
+) -> None:
+    assert run(artifact, *words) == 2
+    err = capsys.readouterr().err
+    assert problem in err
+    assert err.count("\n") == 2
+
+
+def test_widths_that_differ_are_refused(run: Run, artifact: Path, tmp_path: Path, capsys) -> None:
+    from dataclasses import replace
+
+    from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
+    from tests import factories
+
+    spec = replace(factories.TINY, backbone=replace(factories.TINY.backbone, hidden_size=32))
+    base = factories.write_base(tmp_path / "base", spec)
+    assemble_checkpoint(Parts(base, pooler_spec=spec.pooler, name="narrow"), tmp_path / "narrow")
+    assert run(artifact, "--reference", tmp_path / "narrow") == 2
+    assert "embeddings have 64 numbers, the reference's 32" in capsys.readouterr().err
+
+
+def test_without_mteb_the_extra_is_named(
+    run: Run, artifact: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvembed_deploy.parity.__main__.find_spec", lambda _: None)
+    assert run(artifact, "--scores") == 3
+    assert "pip install 'nvembed-deploy[parity]'" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Tests of nvembed_deploy/parity/mteb_encoder.py: real mteb over local tasks, without a network."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import mteb
+import numpy as np
+import pytest
+from mteb.types import PromptType
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.parity.check import Side, open_subject
+from nvembed_deploy.parity.mteb_encoder import instruction_of, local_task, named_tasks, run_task
+from nvembed_deploy.parity.scores import items_of
+from nvembed_deploy.parity.suite import KINDS, read_suite
+from tests.parity.small import write_suite
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mtebs_score_is_the_statistic_of_its_items(
+    tiny_assembled: Path, tmp_path: Path, kind: str
+) -> None:
+    (task,) = read_suite(write_suite(tmp_path / "suite", (kind,)))
+    with ExitStack() as stack:
+        subject = open_subject("m", Side(tiny_assembled, device="cpu"), tmp_path / "cache", stack)
+        run = run_task(local_task(task), subject)
+        again = run_task(local_task(task), subject)
+    assert run.score == again.score
+    assert np.isfinite(run.score)
+    items = items_of(run)
+    assert items is not None
+    whole = items.statistic(items.values, np.arange(len(items.values))[None])
+    assert float(whole[0]) == pytest.approx(run.score, abs=2e-5)  # mteb rounds to 5 decimals
+    instructed = {text.instruction for text in subject.seen if text.role != "document"}
+    assert instructed == {f"do {kind}"}
+
+
+def test_documents_carry_no_instruction(tiny_assembled: Path, tmp_path: Path) -> None:
+    (task,) = read_suite(write_suite(tmp_path / "suite", ("retrieval",)))
+    with ExitStack() as stack:
+        subject = open_subject("m", Side(tiny_assembled, device="cpu"), tmp_path / "cache", stack)
+        run_task(local_task(task), subject)
+    by_role = {text.role: text.instruction for text in subject.seen}
+    assert by_role == {"query": "do retrieval", "document": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "instruction"),
+    [
+        (
+            "NFCorpus",
+            "query",
+            "Given a question, retrieve relevant documents that answer the question",
+        ),
+        ("NFCorpus", "document", ""),
+        ("FEVER", "query", "Given a claim, retrieve documents that support or refute the claim"),
+        ("STS12", None, "Retrieve semantically similar text"),
+        (
+            "Banking77Classification",
+            None,
+            "Given an online banking query, find the corresponding intents",
+        ),
+        (
+            "TwentyNewsgroupsClustering",
+            None,
+            "Identify the topic or theme of the given news articles",
+        ),
+    ],
+)
+def test_known_tasks_have_nv_embeds_instructions(
+    name: str, role: str | None, instruction: str
+) -> None:
+    found = instruction_of(mteb.get_task(name).metadata, PromptType(role) if role else None)
+    assert found.replace("Given a online", "Given an online") == instruction
+
+
+def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_refused() -> None:
+    names = [task.metadata.name for task in named_tasks(["MTEB(eng, v2)"])]
+    assert len(names) > 30
+    assert "ArguAna" in names
+    with pytest.raises(InputError, match="'NoSuchTask'"):
+        named_tasks(["NoSuchTask"])

@@ -1,0 +1,79 @@
+"""Tests of nvembed_deploy/parity/suite.py: what a task folder holds, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.parity.suite import BUILT_IN, KINDS, count_texts, count_words, read_suite
+
+RETRIEVAL = "python_code_retrieval"
+
+
+def test_the_built_in_suite_is_small_and_has_most_kinds() -> None:
+    tasks = read_suite(BUILT_IN)
+    assert {task.kind for task in tasks} == KINDS.keys() - {"summarization"}
+    assert all(task.instruction for task in tasks)
+    assert 1000 < sum(count_texts(task) for task in tasks) < 2000
+    assert sum(count_words(task) for task in tasks) < 30_000
+    assert sum(p.stat().st_size for p in BUILT_IN.rglob("*") if p.is_file()) <= 300_000
+
+
+def test_named_tasks_alone_are_read() -> None:
+    assert [t.name for t in read_suite(BUILT_IN, (RETRIEVAL,))] == [RETRIEVAL]
+    with pytest.raises(InputError, match="has no task nothing") as caught:
+        read_suite(BUILT_IN, ("nothing",))
+    assert RETRIEVAL in caught.value.fix
+
+
+def append(name: str, line: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with (folder / name).open("a") as file:
+            file.write(line + "\n")
+
+    return change
+
+
+def rewrite(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "task.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "kind": (rewrite(type="poetry"), "type is 'poetry'"),
+    "no file": (lambda f: (f / "corpus.jsonl").unlink(), "corpus.jsonl: "),
+    "empty": (lambda f: (f / "corpus.jsonl").write_text("\n"), "corpus has no row"),
+    "broken": (append("queries.jsonl", "{"), "queries.jsonl, line 51: broken JSON"),
+    "no text": (append("corpus.jsonl", '{"_id": "x"}'), "line 71: text is None"),
+    "text of a wrong kind": (append("corpus.jsonl", '{"_id": "x", "text": 3}'), "text is 3"),
+    "unknown query": (append("qrels.tsv", "q?\td1\t1"), "qrels.tsv, line 52: 'q?"),
+    "no score": (append("qrels.tsv", "q1\td1"), "qrels.tsv, line 52"),
+    "no json": (lambda f: (f / "task.json").write_text("["), "task.json: "),
+}
+
+
+@pytest.mark.parametrize(("fault", "problem"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_named_with_file_and_line(
+    tmp_path: Path, fault: Callable[[Path], object], problem: str
+) -> None:
+    folder = shutil.copytree(BUILT_IN / RETRIEVAL, tmp_path / "suite" / RETRIEVAL)
+    fault(folder)
+    with pytest.raises(InputError) as caught:
+        read_suite(tmp_path / "suite")
+    assert problem in caught.value.problem.removeprefix(str(folder) + "/")
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda p: None])
+def test_a_folder_without_tasks_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "suite")
+    with pytest.raises(InputError, match="suite"):
+        read_suite(tmp_path / "suite")
