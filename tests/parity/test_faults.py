@@ -142,7 +142,7 @@ def slide(planter: Planter) -> None:
 
     def windowed(mask_BS: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         place = torch.arange(mask_BS.shape[1])
-        far = (place[:, None] - place[None]).abs() > 160
+        far = (place[:, None] - place[None]).abs() > 24
         return whole(mask_BS, dtype).masked_fill(far, torch.finfo(dtype).min)
 
     planter.patch.setattr(backbone, "padding_mask", windowed)
@@ -189,7 +189,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "last instruction token pooled": (masked(pool_one_more), "texts with an instruction"),
     "left padding": (masked(pad_left), "padding side"),
     "wrong rope base": (lambda p: p.respec(rope_theta=1e6), ""),
-    "sliding window": (slide, "sliding window"),
+    "sliding window": (slide, ""),
     "tanh instead of erf GELU": (tanh_gelu, "all texts differ a little"),
     "latents not normalised": (
         change_weight("pooler.latent_norm.weight", lambda w: 0.3 * w),
