@@ -23,6 +23,7 @@ SUITE = (ROOT / "nvembed_deploy" / "parity" / "suite").glob("*/*")
 DATA = (
     "nvembed_deploy/py.typed",
     "nvembed_deploy/export/calibration.jsonl",
+    "nvembed_deploy/parity/published.json",
     *(file.relative_to(ROOT).as_posix() for file in SUITE),
 )
 REQUIREMENTS = [PROJECT["dependencies"], *EXTRAS.values()]

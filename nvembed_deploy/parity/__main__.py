@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvembed_deploy import cli
 from nvembed_deploy.errors import GateError, InputError, MissingPackageError
+from nvembed_deploy.parity import published
 from nvembed_deploy.parity.suite import BUILT_IN, count_texts, count_words, read_suite
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
     parser.add_argument(
         "--scores", action="store_true", help="measure the artifact alone; no verdict"
+    )
+    parser.add_argument(
+        "--published",
+        choices=published.MODELS,
+        help="with --scores: hold a run of the real weights against the published scores",
     )
     parser.add_argument(
         "--no-record", action="store_true", help="do not write the verdict into the manifest"
@@ -179,6 +185,9 @@ def _scores(args: argparse.Namespace, tasks: Tasks) -> None:
     for name, (metric, score) in scores.items():
         cli.say(f"{name:<32} {metric:<16} {score:.4f}")
     cli.say(f"{'average':<49} {average:.4f}")
+    if args.published:
+        known = {name: score for name, (_, score) in scores.items()}
+        cli.say("\n".join(["", *published.compare(known, args.published)]))
 
 
 def _describe(args: argparse.Namespace, tasks: Tasks) -> None:
