@@ -93,6 +93,7 @@ COMMANDS = [
     ["nvembed_deploy", "parity"],
     ["nvembed_deploy", "train"],
     ["nvembed_deploy", "build-data"],
+    ["nvembed_deploy", "mine"],
     ["nvembed_deploy.export"],
     ["nvembed_deploy.parity"],
     ["nvembed_deploy.train"],

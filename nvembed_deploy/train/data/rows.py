@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.data.lock import hold
 from nvembed_deploy.train.example import fault_of
 
 Row = dict[str, Any]
@@ -114,13 +115,16 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write rows as JSONL and return how many; the file appears when all are written.
 
     Raises:
-        InputError: the path is a folder, or its folder does not exist.
+        InputError: the path is a folder, its folder does not exist, or another run writes it.
     """
     check_output(path)
     count = 0
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as raw:
+    # One name for all runs: what a killed run left is written over.
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("ab") as raw:
+        hold(raw, path)
+        try:
+            raw.truncate(0)
             file = _packed(raw) if path.suffix == ".gz" else raw
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -129,9 +133,9 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
                 file.close()  # writes the end of the packed data, leaves `raw` open
             raw.flush()
             os.fsync(raw.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return count
 
 

@@ -20,6 +20,7 @@ from nvembed_deploy.train.data.rows import (
     read_rows,
     write_rows,
 )
+from tests.train.data import raw
 
 ROWS: list[Row] = [{"a": "ü 🦀"}, {"a": "line\nbreak"}]
 
@@ -57,6 +58,13 @@ def test_bad_lines_are_counted_by_reason_with_their_first_place(tmp_path: Path) 
     assert faults.lines()[0].endswith(f"2 x broken JSON (first: {path}, line 2)")
     with pytest.raises(InputError, match="line 2: broken JSON"):
         list(read_rows(path, Faults(stop=True)))
+
+
+def test_what_a_killed_run_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".rows.jsonl.partial").write_text("half a li")
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    assert len(raw.read(tmp_path / "rows.jsonl")) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 @pytest.mark.parametrize(
