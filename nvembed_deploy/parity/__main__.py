@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="of both: cpu, cuda, ...")
     parser.add_argument("--out", type=Path, help="folder for report.json and report.html")
     parser.add_argument("--cache", type=Path, help="folder of embeddings (build/parity-cache)")
+    parser.add_argument(
+        "--trace", action="store_true", help="compare the states after each layer too"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
     parser.add_argument(
         "--scores", action="store_true", help="measure the artifact alone; no verdict"
@@ -108,7 +111,7 @@ def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
     from nvembed_deploy.parity.check import DEFAULT_CACHE, Options, Side, check_parity
     from nvembed_deploy.parity.report import record, write_report
 
-    options = Options(args.cache or DEFAULT_CACHE, args.seed, args.margin)
+    options = Options(args.cache or DEFAULT_CACHE, args.seed, args.margin, args.trace)
     candidate = Side(args.artifact, args.runtime, args.device)
     reference = Side(args.reference, args.reference_runtime, args.device)
     started = time.monotonic()
@@ -161,6 +164,8 @@ def _print(verdict: Verdict) -> None:
         f"{found.cross_neighbours:.1%}\nbatch drift {found.batch_drift:.1e}, long text "
         f"{found.long_cosine:.6f}"
     )
+    for line in verdict.trace.lines() if verdict.trace else ():
+        console.print(line)
     answer = "[green]yes[/]: it may replace" if verdict.passed else "[red]no[/]: it may not replace"
     console.print(f"{answer} the reference")
 

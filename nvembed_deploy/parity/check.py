@@ -17,6 +17,7 @@ from nvembed_deploy.parity.embedding import compare_embeddings
 from nvembed_deploy.parity.margins import MARGINS, precision_of
 from nvembed_deploy.parity.subject import Advance, Subject, Text
 from nvembed_deploy.parity.suite import LocalTask, count_texts
+from nvembed_deploy.parity.trace import trace
 from nvembed_deploy.parity.verdict import TaskParity, Verdict, compare_task, decide
 from nvembed_deploy.runtimes import load_encoder
 from nvembed_deploy.runtimes.encoder import Encoder
@@ -56,6 +57,8 @@ class Options:
     seed: int = 0
     margin: float | None = None
     """Instead of the precision's own."""
+    trace: bool = False
+    """Compare the states after each layer too."""
 
 
 def manifest_of(path: Path) -> Manifest | None:
@@ -91,7 +94,10 @@ def check_parity(
             expected = run_task(task, theirs)
             found.append(compare_task(run_task(task, ours), expected, margins.score, options.seed))
         embedding = compare_embeddings(ours, theirs, _sample(list(theirs.seen)))
-        return decide(found, embedding, margins, precision)
+        verdict = decide(found, embedding, margins, precision)
+    if options.trace:
+        return replace(verdict, trace=trace(candidate.path, reference.path, precision))
+    return verdict
 
 
 def _sample(texts: list[Text]) -> list[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -39,6 +40,7 @@ def render(verdict: Verdict, report: dict[str, Any]) -> str:
             *_head(verdict, report),
             *_tasks(verdict),
             *_embeddings(verdict),
+            *_trace(verdict),
             *_worst(verdict),
             *_environment(report),
             "</body></html>\n",
@@ -161,6 +163,37 @@ def _histogram(bins: list[tuple[float, int]]) -> str:
         ]
     parts.append(f"<text x='{_WIDTH / 2}' y='166' text-anchor='middle'>1 - cosine</text>")
     return "".join(parts) + "</svg>"
+
+
+def _trace(verdict: Verdict) -> Iterator[str]:
+    """Draw the drift after each layer, by powers of ten, with the tolerance as a line."""
+    if verdict.trace is None:
+        return
+    yield "<h2>States after each layer</h2>"
+    drift, tolerance = verdict.trace.drift, verdict.trace.tolerance
+    lowest, highest = -8.0, 1.0
+    step = _WIDTH / len(drift)
+
+    def y(value: float) -> float:
+        power = min(max(math.log10(max(value, 1e-12)), lowest), highest)
+        return 20 + 130 * (highest - power) / (highest - lowest)
+
+    parts = [f"<svg viewBox='0 0 {_WIDTH} 180' role='img' aria-label='drift by layer'>"]
+    for layer, found in enumerate(drift):
+        tone = "var(--bad)" if found > tolerance else "var(--bar)"
+        parts.append(
+            f"<rect x='{step * layer + 1:.1f}' y='{y(found):.1f}' width='{step - 2:.1f}' "
+            f"height='{150 - y(found):.1f}' fill='{tone}'><title>layer {layer}: {found:.1e}"
+            "</title></rect>"
+        )
+    parts += [
+        f"<line x1='0' x2='{_WIDTH}' y1='{y(tolerance):.1f}' y2='{y(tolerance):.1f}' "
+        "stroke='var(--bad)' stroke-dasharray='4 4'/>",
+        f"<text x='0' y='{y(tolerance) - 4:.1f}'>tolerance {tolerance:g}</text>",
+        "<text x='0' y='170'>layer 0</text>",
+        f"<text x='{_WIDTH}' y='170' text-anchor='end'>layer {len(drift) - 1}</text></svg>",
+    ]
+    yield "".join(parts)
 
 
 def _worst(verdict: Verdict) -> Iterator[str]:

@@ -11,6 +11,7 @@ from nvembed_deploy.parity.bootstrap import Interval, paired_interval
 from nvembed_deploy.parity.embedding import EmbeddingParity
 from nvembed_deploy.parity.margins import Margins
 from nvembed_deploy.parity.scores import TaskRun, items_of
+from nvembed_deploy.parity.trace import Trace
 
 _DRIFT = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp8": 5e-2, "int8": 5e-2}
 """Most that a batch may move a number of an embedding: rounding of the format, no more."""
@@ -53,6 +54,8 @@ class Verdict:
     embedding: EmbeddingParity
     margins: Margins
     precision: str
+    trace: Trace | None = None
+    """Where the sides part, if it was asked for."""
 
     def summary(self) -> dict[str, Any]:
         """Return what the manifest keeps: the answer and its numbers, no texts."""
@@ -76,6 +79,7 @@ class Verdict:
                 for t in self.tasks
             },
             "embedding": embedding,
+            "trace": asdict(self.trace) if self.trace else None,
         }
 
 

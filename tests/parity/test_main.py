@@ -62,12 +62,17 @@ def test_another_model_may_not(
     base = factories.write_base(tmp_path / "base")
     parts = Parts(base, pooler_spec=factories.TINY.pooler, name="fresh")
     assemble_checkpoint(parts, tmp_path / "other")
-    assert run(artifact, "--reference", tmp_path / "other", "--out", tmp_path / "report") == 1
+    assert (
+        run(artifact, "--reference", tmp_path / "other", "--out", tmp_path / "report", "--trace")
+        == 1
+    )
     out, err = capsys.readouterr()
     assert "no: it may not replace" in out
     assert "mean cosine" in err
     assert "fix: all texts differ" in err
-    assert "No: it may not replace it" in (tmp_path / "report" / "report.html").read_text()
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "No: it may not replace it" in page
+    assert "States after each layer" in page
     with pytest.raises(ArtifactError, match="a failed verdict"):
         load_encoder(artifact, "onnx", require_parity=True)
 
