@@ -40,7 +40,7 @@ format: install ## format the code and sort its imports
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
-test: install ## the tests that need no GPU and no network (about a minute)
+test: install ## the tests that need no GPU and no network (some minutes)
 	$(PYTEST) -q
 
 e2e: install ## a tiny checkpoint all the way to embeddings
