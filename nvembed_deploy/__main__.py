@@ -7,7 +7,7 @@ import sys
 
 import nvembed_deploy
 from nvembed_deploy import cli
-from nvembed_deploy.commands import assemble, build_data, encode, inspect, mine
+from nvembed_deploy.commands import assemble, build_data, encode, inspect, mine, synthesize
 from nvembed_deploy.export import __main__ as export
 from nvembed_deploy.parity import __main__ as parity
 from nvembed_deploy.train import __main__ as train
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     subcommands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module, summary in (
         ("build-data", build_data, "make training examples of raw text sets"),
+        ("synthesize", synthesize, "let a language model write training examples"),
         ("mine", mine, "find hard negatives with a teacher"),
         ("train", train, "train an adapter and a pooler on a decoder"),
         ("assemble", assemble, "make a checkpoint of a base decoder, an adapter and a pooler"),

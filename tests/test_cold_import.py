@@ -94,6 +94,7 @@ COMMANDS = [
     ["nvembed_deploy", "train"],
     ["nvembed_deploy", "build-data"],
     ["nvembed_deploy", "mine"],
+    ["nvembed_deploy", "synthesize"],
     ["nvembed_deploy.export"],
     ["nvembed_deploy.parity"],
     ["nvembed_deploy.train"],

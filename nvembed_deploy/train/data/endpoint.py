@@ -1,0 +1,129 @@
+"""This file owns talking to a language model: any server with OpenAI's chat completions route.
+
+What may pass is tried again, later each time: a busy or restarting server, a lost connection. What
+will not pass (a wrong key, an unknown model) is an error at once.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.data.prompts import Message
+
+_PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_LONGEST_WAIT_SECONDS = 60.0
+_SHOWN = 200
+
+
+class _PassingError(Exception):
+    """May be gone the next time; `wait_seconds` is what the server asks for."""
+
+    def __init__(self, problem: str, wait_seconds: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait_seconds = wait_seconds
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind a URL such as http://localhost:8000/v1."""
+
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    temperature: float = 1.0
+    max_tokens: int = 2048
+    timeout_seconds: float = 300.0
+    tries: int = 6
+    first_wait_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the URL.
+
+        Raises:
+            InputError: it is none of the web.
+        """
+        if not self.url.startswith(("http://", "https://")):
+            raise InputError(
+                f"endpoint {self.url!r} is no http(s) URL", "write http://localhost:8000/v1"
+            )
+
+    def answer(self, messages: Sequence[Message]) -> str:
+        """Return the model's text. Safe to call from several threads.
+
+        Raises:
+            InputError: the server refuses, or still fails after all tries.
+        """
+        problem = ""
+        for number in range(self.tries):
+            try:
+                return self._ask(messages)
+            except _PassingError as error:
+                problem = str(error)
+                wait = min(self.first_wait_seconds * 2**number, _LONGEST_WAIT_SECONDS)
+                wait = max(wait * random.uniform(0.5, 1.0), error.wait_seconds)
+            if number + 1 < self.tries:
+                time.sleep(wait)
+        raise InputError(
+            f"{self.url} failed {self.tries} times, last with: {problem}",
+            "see to the server and run the same command again: it goes on where it was",
+        )
+
+    def _ask(self, messages: Sequence[Message]) -> str:
+        body = {
+            "model": self.model,
+            "messages": list(messages),
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(
+            self.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
+                return _text(response.read())
+        except urllib.error.HTTPError as error:
+            raise self._refusal(error) from None
+        except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, lost lines
+            raise _PassingError(f"{type(error).__name__}: {error}") from None
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
+        try:
+            said = error.read().decode(errors="replace")[:_SHOWN]
+        except (OSError, http.client.HTTPException):
+            said = ""
+        problem = f"{error.code} {error.reason}: {said}".strip(": \n")
+        if error.code in _PASSING:
+            return _PassingError(problem, _wait_seconds(error.headers.get("Retry-After")))
+        return InputError(
+            f"{self.url} refuses model {self.model!r}: {problem}", "correct URL, model or key"
+        )
+
+
+def _wait_seconds(header: str | None) -> float:
+    """Return what Retry-After asks for, if it is a number; within reason."""
+    try:
+        return min(max(float(header or 0), 0.0), _LONGEST_WAIT_SECONDS)
+    except ValueError:
+        return 0.0
+
+
+def _text(body: bytes) -> str:
+    try:
+        answer: Any = json.loads(body)
+        text = answer["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        shown = body[:_SHOWN].decode(errors="replace")
+        raise _PassingError(f"an answer without choices[0].message.content: {shown}") from None
+    return text if isinstance(text, str) else ""

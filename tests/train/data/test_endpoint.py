@@ -1,0 +1,84 @@
+"""Tests of nvembed_deploy/train/data/endpoint.py: what may pass is tried again, nothing else."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.data.endpoint import Endpoint, _wait_seconds
+from tests.train.data.stub import Fault, Stub, serve
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def endpoint(url: str, **options: object) -> Endpoint:
+    return Endpoint(url, "m", **{"first_wait_seconds": 0.001, "tries": 4, **options})
+
+
+def until(number: int, status: int, body: bytes = b"later") -> Fault:
+    """Fail with a status at every request before that number."""
+    return lambda _, at: (status, body) if at < number else None
+
+
+def test_the_request_is_what_such_servers_take() -> None:
+    with serve(Stub(reply=lambda prompt, _: prompt + "!")) as stub:
+        chat = endpoint(stub.url + "/", key="secret", temperature=0.5, max_tokens=7)
+        assert chat.answer(HELLO) == "hello!"
+        endpoint(stub.url).answer(HELLO)
+    assert stub.requests[0] == {
+        "model": "m",
+        "messages": HELLO,
+        "temperature": 0.5,
+        "max_tokens": 7,
+    }
+    assert stub.headers[0]["Authorization"] == "Bearer secret"
+    assert "Authorization" not in stub.headers[1]
+    assert "secret" not in repr(chat)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(429, b""), (500, b""), (503, b"loading"), (0, b""), (200, b"{}"), (200, b"<html>")],
+    ids=["busy", "broken", "starting", "hung up", "no answer", "no JSON"],
+)
+def test_what_may_pass_is_tried_again(status: int, body: bytes) -> None:
+    with serve(Stub(until(4, status, body), lambda *_: "fine")) as stub:
+        assert endpoint(stub.url).answer(HELLO) == "fine"
+        assert len(stub.requests) == 4
+        stub.fault = lambda *_: (status, body)
+        with pytest.raises(InputError, match="failed 4 times, last with: "):
+            endpoint(stub.url).answer(HELLO)
+        assert len(stub.requests) == 8
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_what_will_not_pass_is_an_error_at_once(status: int) -> None:
+    with serve(Stub(until(9, status, b"unknown model"))) as stub:
+        with pytest.raises(InputError, match=f"refuses model 'm': {status} .*unknown model"):
+            endpoint(stub.url, key="secret").answer(HELLO)
+        assert len(stub.requests) == 1
+
+
+def test_a_server_that_is_not_there_and_one_that_is_slow_are_tried_again() -> None:
+    slow = pytest.raises(InputError, match="failed 2 times, last with: TimeoutError")
+    with serve(Stub(lambda *_: time.sleep(0.5))) as stub, slow:
+        endpoint(stub.url, timeout_seconds=0.05, tries=2).answer(HELLO)
+    with pytest.raises(InputError, match="failed 2 times, last with: URLError"):
+        endpoint(stub.url, tries=2).answer(HELLO)
+
+
+def test_each_wait_is_longer_and_the_servers_wish_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with serve(Stub(until(9, 503))) as stub, pytest.raises(InputError):
+        endpoint(stub.url, first_wait_seconds=1.0, tries=4).answer(HELLO)
+    ranges = zip(waits, (1, 2, 4), strict=True)
+    assert all(top / 2 <= wait <= top for wait, top in ranges)
+    assert [_wait_seconds(header) for header in ("7", "1e9", None, "Mon, 1 Jan")] == [7, 60, 0, 0]
+
+
+def test_an_url_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="is no http"):
+        Endpoint("localhost:8000", "m")
