@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ def parity(args: argparse.Namespace) -> None:
         raise InputError(
             "no --reference was given", "name the checkpoint it was made of, or ask for --scores"
         )
+    os.environ.setdefault("TQDM_DISABLE", "1")  # mteb's own bars, one a task
     from nvembed_deploy.parity.check import Tasks
 
     local = [] if args.mteb and args.suite is None else _suite(args)
@@ -141,19 +143,21 @@ def _print(verdict: Verdict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"precision {verdict.precision}, margin {verdict.margins.score:g}")
-    for name in ("task", "metric", "reference", "artifact", "difference, 95 %", ""):
-        table.add_column(name, justify="left" if name in {"task", "metric", ""} else "right")
+    title = f"precision {verdict.precision}, margin {verdict.margins.score:g}"
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("")
+    table.add_column("task", no_wrap=True)
+    for name in ("reference", "artifact", "difference", "95 %"):
+        table.add_column(name, justify="right", no_wrap=True)
     for task in verdict.tasks:
         between = task.interval
-        shown = f" [{between.low:+.4f}, {between.high:+.4f}]" if between else ""
         table.add_row(
+            "[green]yes[/]" if task.passed else "[red]no[/]",
             task.name,
-            task.metric,
             f"{task.reference:.4f}",
             f"{task.candidate:.4f}",
-            f"{task.difference:+.4f}{shown}",
-            "[green]yes[/]" if task.passed else "[red]no[/]",
+            f"{task.difference:+.4f}",
+            f"{between.low:+.4f} .. {between.high:+.4f}" if between else "",
         )
     console = Console()
     console.print(table)
@@ -164,8 +168,8 @@ def _print(verdict: Verdict) -> None:
         f"{found.cross_neighbours:.1%}\nbatch drift {found.batch_drift:.1e}, long text "
         f"{found.long_cosine:.6f}"
     )
-    for line in verdict.trace.lines() if verdict.trace else ():
-        console.print(line)
+    if verdict.trace:
+        console.print("\n".join(verdict.trace.lines()), highlight=False)
     answer = "[green]yes[/]: it may replace" if verdict.passed else "[red]no[/]: it may not replace"
     console.print(f"{answer} the reference")
 

@@ -81,7 +81,10 @@ def check_parity(
     margins = MARGINS[precision]
     if options.margin is not None:
         margins = replace(margins, score=options.margin)
-    prepared = [local_task(task) for task in tasks.local] + named_tasks(tasks.named)
+    # Each side has tasks of its own: a task's random numbers go on where its last run ended.
+    prepared = [
+        [local_task(task) for task in tasks.local] + named_tasks(tasks.named) for _ in range(2)
+    ]
     with ExitStack() as stack:
         ours, theirs = (
             open_subject(name, side, options.cache, stack)
@@ -90,9 +93,9 @@ def check_parity(
         _check_widths(ours, theirs)
         ours.advance = theirs.advance = advance
         found: list[TaskParity] = []
-        for task in prepared:
-            expected = run_task(task, theirs)
-            found.append(compare_task(run_task(task, ours), expected, margins.score, options.seed))
+        for our_task, their_task in zip(*prepared, strict=True):
+            expected, measured = run_task(their_task, theirs), run_task(our_task, ours)
+            found.append(compare_task(measured, expected, margins.score, options.seed))
         embedding = compare_embeddings(ours, theirs, _sample(list(theirs.seen)))
         verdict = decide(found, embedding, margins, precision)
     if options.trace:
