@@ -144,8 +144,8 @@ def _print(verdict: Verdict) -> None:
     from rich.table import Table
 
     title = f"precision {verdict.precision}, margin {verdict.margins.score:g}"
-    table = Table(title=title, title_justify="left", box=None)
-    table.add_column("")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("", min_width=3)
     table.add_column("task", no_wrap=True)
     for name in ("reference", "artifact", "difference", "95 %"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -96,6 +96,8 @@ def compare_task(candidate: TaskRun, reference: TaskRun, margin: float, seed: in
     lowest = interval.low if interval else difference
     passed = lowest >= -margin
     how = f"{interval.items} {interval.unit}" if interval else "no items: the difference alone"
+    if not passed and difference >= -margin:
+        how += "; too few to show it"
     reason = f"{difference:+.4f}, at least {lowest:+.4f} ({how}); margin -{margin:g}"
     return TaskParity(
         name=reference.name,
