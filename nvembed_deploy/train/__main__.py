@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,12 @@ _EXAMPLES = """examples:
   nvembed-deploy train train/smoke.toml --set optimizer.steps=50 --set run.out=build/mine
   accelerate launch --num_processes 8 -m nvembed_deploy.train train/nv-embed-v2-stage1.toml
 """
+_STEPS = {
+    "build-data": "nvembed_deploy.commands.build_data",
+    "mine": "nvembed_deploy.commands.mine",
+    "synthesize": "nvembed_deploy.commands.synthesize",
+}
+"""Commands that make data; they join training with an encoder, which this package must not know."""
 _PACKAGES = ("accelerate", "datasets", "peft", "pydantic", "safetensors", "torch", "transformers")
 
 
@@ -89,10 +96,19 @@ def _overrides(pairs: list[str]) -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line and run it; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m nvembed_deploy.train")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
+    """Parse the command line and run it; return the exit code.
+
+    A first word of `_STEPS` is a step before training, as `nvembed-deploy` has it too.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    prog, declare = "python -m nvembed_deploy.train", add_arguments
+    if words and words[0] in _STEPS:
+        prog += f" {words[0]}"
+        declare = import_module(_STEPS[words[0]]).add_arguments
+        words = words[1:]
+    parser = argparse.ArgumentParser(prog=prog)
+    declare(parser)
+    args = parser.parse_args(words)
     return cli.run(args.command, args)
 
 

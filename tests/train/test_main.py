@@ -71,3 +71,11 @@ def test_wrong_input_is_two_lines(
     assert error[0].startswith("error: ")
     assert problem in error[0]
     assert error[1].startswith("fix: ")
+
+
+@pytest.mark.parametrize("step", ["build-data", "mine", "synthesize"])
+def test_steps_before_training_are_here_too(step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([step, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m nvembed_deploy.train {step} ")
