@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -92,7 +91,6 @@ def parity(args: argparse.Namespace) -> None:
         raise InputError(
             "no --reference was given", "name the checkpoint it was made of, or ask for --scores"
         )
-    os.environ.setdefault("TQDM_DISABLE", "1")  # mteb's own bars, one a task
     from nvembed_deploy.parity.check import Tasks
 
     local = [] if args.mteb and args.suite is None else _suite(args)

@@ -243,7 +243,7 @@ def run_task(task: AbsTask, subject: Subject) -> TaskRun:
             cache=None,
             co2_tracker=False,
             show_progress_bar=False,
-            encode_kwargs={"batch_size": 256},
+            encode_kwargs={"batch_size": 256, "show_progress_bar": False},
             prediction_folder=folder,
         ).task_results[0]
         files = list(Path(folder).rglob("*_predictions.json"))
