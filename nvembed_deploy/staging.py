@@ -17,11 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nvembed_deploy import filelock
 from nvembed_deploy.errors import ArtifactError
-
-if sys.platform != "win32":
-    import fcntl
-
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Source: renameat2(2) of Linux, linux/fcntl.h and linux/fs.h."""
@@ -145,14 +142,13 @@ def _lock(folder: Path) -> int | None:
         return None
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if filelock.lock(handle):
+            return handle
     except BlockingIOError:
         os.close(handle)
         raise
-    except OSError:  # a network disk without locks: work on, unlocked
-        os.close(handle)
-        return None
-    return handle
+    os.close(handle)
+    return None
 
 
 def _is_abandoned(partial: Path) -> bool:

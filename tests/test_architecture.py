@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "nvembed_deploy"
 
 LAYERS = (
-    {"engine_record", "errors", "spec"},
-    {"cli", "config", "gguf_header", "manifest", "staging", "tensordtype", "text"},
+    {"engine_record", "errors", "filelock", "spec"},
+    {"cli", "config", "gguf_header", "manifest", "staging", "tensordtype", "text", "tomlfile"},
     {"artifact", "gguf_tokenizer", "tensorrt_api", "tensorwriter"},
     {"tensorfile"},
     {"gguf"},
