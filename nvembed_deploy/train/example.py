@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 TASK_TYPES = ("retrieval", "sts", "classification", "clustering")
+SYMMETRIC = TASK_TYPES[1:]
+"""Tasks whose two sides are alike: both carry the instruction."""
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,16 @@ def _wrong_texts(row: dict[str, Any]) -> str | None:
             return f"{key} is empty"
     if row["positive"] in (row.get("negatives") or []):
         return "the positive is among the negatives"
-    return "the positive is the query itself" if row["positive"] == row["query"] else None
+    if row["positive"] == row["query"]:
+        return "the positive is the query itself"
+    texts = [row.get("instruction", ""), row["query"], row["positive"]]
+    texts += row.get("negatives") or []
+    return None if all(map(is_unicode, texts)) else "a text is no valid Unicode"
+
+
+def is_unicode(text: str) -> bool:
+    r"""Return whether a text can be written as UTF-8: JSON's "\ud800" alone cannot."""
+    return text.isascii() or _LONE_SURROGATE.search(text) is None
 
 
 def to_example(row: dict[str, Any]) -> Example:

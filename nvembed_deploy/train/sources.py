@@ -7,7 +7,6 @@ the first step. The table is kept and reused while its source does not change.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.example import Example, fault_of, to_example
+from nvembed_deploy.train.jsonlines import read_lines
 from nvembed_deploy.train.recipe import SourceSection
 
 _FORMATS = ".jsonl, .jsonl.gz, .parquet, or a folder of them or of `datasets`"
@@ -156,33 +156,13 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     elif path.suffix == ".parquet":
         yield from _parquet_rows(path)
     elif _is_data(path):
-        yield from _json_rows(path)
+        yield from read_lines(path)
     else:
         raise InputError(f"data {path} has an unknown format", f"expected {_FORMATS}")
 
 
 def _is_data(path: Path) -> bool:
     return path.name.endswith((".jsonl", ".jsonl.gz", ".parquet"))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    open_file = gzip.open if path.suffix == ".gz" else open
-    with open_file(path, "rb") as file:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}, line {number}", _parse(line)
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise InputError(f"{path}, after line {number}: {error}", "copy it again") from None
-
-
-def _parse(line: bytes) -> Any:  # noqa: ANN401 - JSON
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return "broken JSON"
-    return row if not isinstance(row, str) else "got a str, expected an object"
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -69,6 +69,7 @@ FAULTS: dict[str, tuple[str, str]] = {
         "the positive is the query itself",
     ),
     "unknown task": (json.dumps(pair(1, task_type="chat")), "task_type is 'chat', expected one"),
+    "half a character": (json.dumps(pair(1, query="\ud800 🦀")), "a text is no valid Unicode"),
     "negatives of a wrong kind": (json.dumps(pair(1, negatives="x")), "negatives is no list"),
 }
 

@@ -14,8 +14,9 @@ from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.labelled import Labelled, by_example, by_label_text, read_labelled
 from nvembed_deploy.train.data.overlap import evaluation_texts, near_duplicates
 from nvembed_deploy.train.data.plan import DataPlan, Kind, SourcePlan
-from nvembed_deploy.train.data.rows import Faults, Placed, Row, example_fault, read_rows
+from nvembed_deploy.train.data.rows import Faults, Placed, Row, read_rows
 from nvembed_deploy.train.data.scored import Scored, both_directions, read_scored
+from nvembed_deploy.train.example import fault_of
 
 _TASK_TYPES = {
     Kind.STS: "sts",
@@ -80,7 +81,7 @@ class Builder:
         seen: set[tuple[str, str]] = set()
         for place, row in self._examples(source, report):
             whole = _completed(row, source)
-            fault = example_fault(whole)
+            fault = fault_of(whole)
             if fault is None and (whole["query"], whole["positive"]) in seen:
                 fault = "query and positive occurred before"
             if fault is not None:
@@ -112,7 +113,7 @@ class Builder:
         """Yield pairs of which neither side, and negatives of which none, are an evaluation's."""
         placed = []
         for place, row in rows:
-            fault = example_fault(row)
+            fault = fault_of(row)
             if fault is None:
                 placed.append((place, row))
             else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nvembed_deploy.errors import InputError
-from nvembed_deploy.train.data.rows import Faults, is_unicode, read_rows
+from nvembed_deploy.train.data.rows import Faults, read_rows
+from nvembed_deploy.train.example import is_unicode
 
 
 def read_corpus(path: Path, faults: Faults) -> list[str]:

@@ -18,9 +18,7 @@ from nvembed_deploy.train.data.embeddings import EmbeddingStore
 from nvembed_deploy.train.data.nearest import nearest
 from nvembed_deploy.train.data.negatives import Choice, choose
 from nvembed_deploy.train.data.rows import Row
-
-INSTRUCT_PASSAGES = ("sts", "classification", "clustering")
-"""Both sides carry the instruction, as in training (text.instruct_passages)."""
+from nvembed_deploy.train.example import SYMMETRIC
 
 GroupKey = tuple[str, str, str]
 """Task type, source and instruction."""
@@ -118,7 +116,7 @@ class Miner:
         self, group: Group, store: EmbeddingStore, advance: Callable[[int], None]
     ) -> Iterator[tuple[int, Row]]:
         passages = list(group.passages)
-        both = group.instruction if group.task_type in INSTRUCT_PASSAGES else ""
+        both = group.instruction if group.task_type in SYMMETRIC else ""
         passage_MD = store.embed(passages, instruction=both, advance=advance)
         queries = _queries(group, self._rows)
         query_ND = store.embed(list(queries), instruction=group.instruction, advance=advance)

@@ -8,7 +8,8 @@ import unicodedata
 from typing import Any
 
 from nvembed_deploy.train.data.prompts import SIDES, Shape
-from nvembed_deploy.train.data.rows import Row, example_fault
+from nvembed_deploy.train.data.rows import Row
+from nvembed_deploy.train.example import fault_of
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
 _OPENING = re.compile(r"[\[{]")
@@ -74,7 +75,7 @@ def _mistake(row: Row, shape: Shape) -> str | None:
         return "the document is not longer than the query"
     if shape is Shape.LONG_SHORT and (query <= positive or positive > _LABEL_WORDS):
         return "the label is not shorter than the text"
-    return example_fault(row)
+    return fault_of(row)
 
 
 def _fault(text: str) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,13 +16,11 @@ from typing import IO, Any, cast
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.lock import hold
 from nvembed_deploy.train.example import fault_of
+from nvembed_deploy.train.jsonlines import read_lines
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]
 """A row and where it came from."""
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_TEXT_KEYS = ("instruction", "query", "positive")
 
 
 class Faults:
@@ -63,52 +59,21 @@ def read_rows(path: Path, faults: Faults) -> Iterator[Placed]:
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file", "give a .jsonl or .jsonl.gz file")
-    number = 0
-    with cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                place = f"{path}, line {number}"
-                row = _parse(line)
-                if isinstance(row, str):
-                    faults.add(place, row)
-                else:
-                    yield place, row
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path}, after line {number}: {error}", "copy it again") from None
-
-
-def _parse(line: bytes) -> Row | str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return "broken JSON"
-    return row if isinstance(row, dict) else f"got a {type(row).__name__}, expected an object"
+    for place, row in read_lines(path):
+        if isinstance(row, str):
+            faults.add(place, row)
+        else:
+            yield place, row
 
 
 def read_pairs(path: Path, faults: Faults) -> Iterator[Placed]:
     """Yield the lines of a file that are examples; the others are faults."""
     for place, row in read_rows(path, faults):
-        fault = example_fault(row)
+        fault = fault_of(row)
         if fault is None:
             yield place, row
         else:
             faults.add(place, fault)
-
-
-def example_fault(row: Row) -> str | None:
-    """Say why a row is no example that training takes; None if it is one."""
-    fault = fault_of(row)
-    if fault is not None:
-        return fault
-    texts = [row.get(key, "") for key in _TEXT_KEYS] + list(row.get("negatives") or ())
-    return "a text is no valid Unicode" if any(not is_unicode(text) for text in texts) else None
-
-
-def is_unicode(text: str) -> bool:
-    r"""Return whether a text can be written as UTF-8: JSON's "\ud800" alone cannot."""
-    return text.isascii() or _LONE_SURROGATE.search(text) is None
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:

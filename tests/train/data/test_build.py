@@ -10,7 +10,8 @@ import pytest
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.build import Builder
 from nvembed_deploy.train.data.plan import DataPlan
-from nvembed_deploy.train.data.rows import Row, example_fault
+from nvembed_deploy.train.data.rows import Row
+from nvembed_deploy.train.example import fault_of
 from tests.train.data import raw
 
 STS = [
@@ -47,7 +48,7 @@ def build(*args: Any, skip: bool = False, **values: Any) -> tuple[list[Row], Bui
 def test_every_kind_gives_rows_of_the_format(tmp_path: Path, kind: str) -> None:
     rows, builder = build(tmp_path, kind, ROWS[kind])
     for row in rows:
-        assert example_fault(row) is None
+        assert fault_of(row) is None
         assert list(row)[:6] == [
             "task_type",
             "instruction",

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from nvembed_deploy.train.data.embeddings import EmbeddingStore
-from nvembed_deploy.train.data.mining import INSTRUCT_PASSAGES, Miner
+from nvembed_deploy.train.data.mining import Miner
 from nvembed_deploy.train.data.negatives import Choice, Rule
-from nvembed_deploy.train.data.rows import Row, example_fault
-from nvembed_deploy.train.recipe import TextSection
+from nvembed_deploy.train.data.rows import Row
+from nvembed_deploy.train.example import fault_of
 from tests.train.data.teacher import LetterTeacher, unit
 
 TOP = Choice(Rule.TOP_K, 0.0, count=2, depth=10)
@@ -34,7 +34,7 @@ def test_the_nearest_of_the_group_are_the_negatives(tmp_path: Path) -> None:
     assert mined[0]["positive_score"] == round(float(unit("aab") @ unit("aabb")), 4)
     assert mined[0]["negative_scores"][0] == round(float(unit("aab") @ unit("abc")), 4)
     assert [r["query"] for r in mined] == ["aab", "cd", "ef"]
-    assert all(example_fault(r) is None for r in mined)
+    assert all(fault_of(r) is None for r in mined)
     assert (report.rows, report.passages, report.negatives) == (3, 4, 6)
 
 
@@ -106,10 +106,6 @@ def test_passages_carry_the_instruction_where_both_sides_are_alike(
     mined, _ = mine(tmp_path, rows)
     passage = unit("ad", "h" if both else "")
     assert mined[0]["positive_score"] == round(float(unit("ab", "h") @ passage), 4)
-
-
-def test_training_and_mining_instruct_the_same_tasks() -> None:
-    assert TextSection().instruct_passages == INSTRUCT_PASSAGES
 
 
 def test_what_other_tools_kept_of_old_negatives_goes(tmp_path: Path) -> None:

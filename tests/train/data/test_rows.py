@@ -14,12 +14,11 @@ from nvembed_deploy.train.data.rows import (
     Faults,
     Row,
     check_output,
-    example_fault,
-    is_unicode,
     read_pairs,
     read_rows,
     write_rows,
 )
+from nvembed_deploy.train.example import fault_of
 from tests.train.data import raw
 
 ROWS: list[Row] = [{"a": "ü 🦀"}, {"a": "line\nbreak"}]
@@ -100,17 +99,12 @@ def test_an_example_that_training_would_refuse_is_refused_here(
     tmp_path: Path, changes: Row, fault: str | None
 ) -> None:
     row = {"query": "a", "positive": "b", "negatives": [], **changes}
-    assert example_fault(row) == fault
+    assert fault_of(row) == fault
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(row) + "\n")
     faults = Faults(stop=False)
     assert len(list(read_pairs(path, faults))) == (fault is None)
     assert list(faults.counts) == ([fault] if fault else [])
-
-
-def test_a_lone_surrogate_is_no_text() -> None:
-    assert is_unicode("fine 🦀")
-    assert not is_unicode(json.loads('"\\ud800"'))
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.prompts import Message, Shape
-from nvembed_deploy.train.data.rows import Row, example_fault
+from nvembed_deploy.train.data.rows import Row
 from nvembed_deploy.train.data.synthesis import Order, Synthesis, open_log
+from nvembed_deploy.train.example import fault_of
 from tests.train.data.stub import good_reply
 
 ORDER = Order(tasks=10, examples_a_task=2, concurrency=4)
@@ -51,7 +52,7 @@ def run(folder: Path, model: Model, order: Order = ORDER) -> tuple[list[Row], Sy
 def test_shapes_have_equal_parts_and_every_row_is_an_example(tmp_path: Path) -> None:
     model = Model()
     rows, _ = run(tmp_path, model)
-    assert [example_fault(row) for row in rows] == [None] * 20
+    assert [fault_of(row) for row in rows] == [None] * 20
     assert Counter(row["source"] for row in rows) == {
         "synthetic-short-long": 8,
         "synthetic-long-short": 6,
