@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from functools import partial
@@ -13,6 +12,7 @@ from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.export.engine_options import EngineOptions, engine_options
 from nvembed_deploy.export.formats import SCHEMES, Activations, Code, Formats, Rounding
 from nvembed_deploy.spec import PoolerForm, Precision
+from nvembed_deploy.tomlfile import read_toml
 
 OPSETS = (20, 23)
 PRECISIONS = (*(precision.value for precision in Precision), *SCHEMES)
@@ -101,7 +101,7 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
     Raises:
         RecipeError: the file cannot be read, or keys or values are wrong; all are listed.
     """
-    values = _read(path) if path is not None else {}
+    values = read_toml(path, "recipe", see="export/") if path is not None else {}
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if isinstance(values.get("engine"), dict) and "engine" in given:
         given["engine"] = values["engine"] | given["engine"]
@@ -121,17 +121,6 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
             f"{where}: " + "; ".join(mistakes), f"correct them; the keys are {sorted(known)}"
         )
     return replace(ExportRecipe(), **clean)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"recipe {path} does not exist", "give the path of a .toml file; see export/"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"recipe {path} is not TOML: {error}", "correct that line") from error
 
 
 def _value(key: str, value: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - TOML data

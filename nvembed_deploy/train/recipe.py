@@ -6,26 +6,24 @@ not state the temperature, the adapted linears, the clipping, nor a rate for the
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.spec import BackboneSpec, PoolerSpec, Pooling
+from nvembed_deploy.tomlfile import read_toml, read_value
+from nvembed_deploy.train.example import SYMMETRIC
+from nvembed_deploy.train.section import Section, validated
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """What is trained: a plain decoder (`base`) or a checkpoint made before (`checkpoint`)."""
 
     base: Path | None = None
@@ -61,7 +59,7 @@ class ModelSection(_Section):
         )
 
 
-class AdapterSection(_Section):
+class AdapterSection(Section):
     """The LoRA adapter of the decoder (peft's names)."""
 
     rank: Count = 16
@@ -70,7 +68,7 @@ class AdapterSection(_Section):
     target_modules: tuple[str, ...] = LINEARS
 
 
-class SourceSection(_Section):
+class SourceSection(Section):
     """One place that examples come from, and how often it is drawn from."""
 
     path: Path
@@ -79,17 +77,17 @@ class SourceSection(_Section):
     """Take only these; all if empty."""
 
 
-class TextSection(_Section):
+class TextSection(Section):
     """How examples become texts."""
 
     max_tokens: Annotated[int, Field(ge=3)] = 512
-    instruct_passages: tuple[str, ...] = ("sts", "classification", "clustering")
+    instruct_passages: tuple[str, ...] = SYMMETRIC
     """Task types whose two sides are alike: both carry the instruction."""
     on_bad: Literal["stop", "skip"] = "stop"
     """What a line that is no example does: end the run at once, or be counted and left out."""
 
 
-class LossSection(_Section):
+class LossSection(Section):
     """InfoNCE: a query against its positive and its negatives."""
 
     temperature: Positive = 0.02
@@ -104,7 +102,7 @@ class LossSection(_Section):
         return self
 
 
-class BatchSection(_Section):
+class BatchSection(Section):
     """What one step sees, and how much of it is computed at a time."""
 
     queries: Count = 128
@@ -115,7 +113,7 @@ class BatchSection(_Section):
     """Tokens whose activations are kept; what is beyond is computed twice (GradCache)."""
 
 
-class OptimizerSection(_Section):
+class OptimizerSection(Section):
     """AdamW with warm-up and linear decay."""
 
     steps: Count
@@ -134,7 +132,7 @@ class OptimizerSection(_Section):
         return self
 
 
-class RunSection(_Section):
+class RunSection(Section):
     """Where a run lives, and what it writes."""
 
     out: Path
@@ -154,7 +152,7 @@ class RunSection(_Section):
     it all the same)."""
 
 
-class TrainRecipe(_Section):
+class TrainRecipe(Section):
     """All choices of one run."""
 
     model: ModelSection
@@ -179,49 +177,12 @@ def load_recipe(path: Path, overrides: Mapping[str, str] | None = None) -> Train
     Raises:
         RecipeError: the file cannot be read, or keys or values are wrong; all are listed.
     """
-    values = _read(path)
+    values = read_toml(path, "recipe", see="train/")
     for key, text in (overrides or {}).items():
         section, dot, name = key.partition(".")
         if not dot or not isinstance(values.setdefault(section, {}), dict):
             raise RecipeError(
                 f"--set {key}: no such key", "write --set section.key=value, as run.seed=1"
             )
-        values[section][name] = _value(text)
-    try:
-        return TrainRecipe.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(
-            f"recipe {path}: " + "; ".join(_mistake(e) for e in error.errors()),
-            "correct them; docs/training.md lists the keys",
-        ) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"recipe {path} does not exist", "give the path of a .toml file; see train/"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"recipe {path} is not TOML: {error}", "correct that line") from error
-
-
-def _value(text: str) -> Any:  # noqa: ANN401 - TOML data
-    """Return an override as TOML would read it; a bare word is a string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _mistake(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "recipe"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {where}"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    problem = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{where}: {problem}"
-    return f"{where} is {error['input']!r}: {problem}"
+        values[section][name] = read_value(text)
+    return validated(TrainRecipe, values, f"recipe {path}", see="docs/training.md")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.tomlfile import read_toml
 from nvembed_deploy.train.data.overlap import THRESHOLD
+from nvembed_deploy.train.section import Section, validated
 
 Count = Annotated[int, Field(ge=1)]
 Scalar = str | int | float | bool
@@ -41,11 +40,7 @@ _KEYS = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SourcePlan(_Section):
+class SourcePlan(Section):
     """A raw set: JSONL files of one kind."""
 
     name: str
@@ -53,15 +48,15 @@ class SourcePlan(_Section):
     kind: Kind
     instruction: str | None = None
     """Of the queries. Pairs may bring their own."""
-    keys: dict[str, str] = {}
+    keys: dict[str, str] = Field(default_factory=dict)
     """Where rows name things otherwise: {text = "utterance", label = "intent"}."""
-    where: dict[str, Scalar] = {}
+    where: dict[str, Scalar] = Field(default_factory=dict)
     """Take only rows with these values, such as {split = "train"}."""
     limit: Count | None = None
     """Keep this many examples, drawn at random after near-duplicates are gone."""
     negatives: Annotated[int, Field(ge=0)] = 7
     """At most this many negatives an example (the paper's 7)."""
-    label_texts: dict[str, str] = {}
+    label_texts: dict[str, str] = Field(default_factory=dict)
     """What each label is called (label-texts); the label itself if left out."""
     min_score: float = 4.0
     """From this score on two sentences are a pair (sts; the paper's 4 of 5)."""
@@ -88,14 +83,14 @@ class SourcePlan(_Section):
         return self.keys.get(key, key)
 
 
-class EvaluationPlan(_Section):
+class EvaluationPlan(Section):
     """Texts that training must not see: a JSONL file, or a folder of them."""
 
     path: Path
-    where: dict[str, Scalar] = {}
+    where: dict[str, Scalar] = Field(default_factory=dict)
 
 
-class DataPlan(_Section):
+class DataPlan(Section):
     """Everything that decides what is built."""
 
     seed: int = 0
@@ -119,30 +114,5 @@ def load_plan(path: Path) -> DataPlan:
     Raises:
         RecipeError: it cannot be read, or keys or values are wrong; all are listed.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"plan {path} does not exist", "give the path of a .toml file; see docs/data.md"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"plan {path} is not TOML: {error}", "correct that line") from error
-    try:
-        return DataPlan.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(
-            f"plan {path}: " + "; ".join(_mistake(e) for e in error.errors()),
-            "correct them; docs/data.md lists the keys",
-        ) from None
-
-
-def _mistake(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "plan"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {where}"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    problem = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{where}: {problem}"
-    return f"{where} is {error['input']!r}: {problem}"
+    values = read_toml(path, "plan", see="docs/data.md")
+    return validated(DataPlan, values, f"plan {path}", see="docs/data.md")
