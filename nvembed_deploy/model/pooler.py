@@ -7,6 +7,8 @@ Shapes: B batch, S sequence, D hidden, H heads, K head width, L latents, X = H*L
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -14,18 +16,15 @@ from torch.nn import functional
 from nvembed_deploy.spec import BackboneSpec, PoolerSpec
 
 
-class LatentPooler(nn.Module):
-    """The pooler as it is trained: queries from tokens, keys and values from the latents."""
+class _AttentionPooler(nn.Module):
+    """Attention from the tokens, then a GEGLU block, each with a residual, then the mean."""
 
     def __init__(self, spec: PoolerSpec, backbone: BackboneSpec) -> None:
         """Build the module with torch's default initialisation."""
         super().__init__()
         hidden, inner = backbone.hidden_size, spec.num_heads * spec.head_width
         self.spec = spec
-        self.latents = nn.Parameter(torch.empty(spec.num_latents, hidden))
-        nn.init.normal_(self.latents)
         self.query_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
-        self.latent_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
         self.query = nn.Linear(hidden, inner, bias=False)
         self.key_value = nn.Linear(hidden, 2 * inner, bias=False)
         self.output = nn.Linear(inner, hidden, bias=False)
@@ -35,13 +34,28 @@ class LatentPooler(nn.Module):
 
     def forward(self, hidden_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
         """Return pooled_BD, not normalised. `pool_mask_BS`: nonzero = averaged."""
-        states_BSD = self.attend(self.query_norm(hidden_BSD)) + hidden_BSD
+        states_BSD = self.attend(self.query_norm(hidden_BSD), pool_mask_BS) + hidden_BSD
         value, gate = self.feed_up(self.feed_norm(states_BSD)).chunk(2, dim=-1)
         states_BSD = self.feed_down(value * functional.gelu(gate)) + states_BSD
         return mean_pool(states_BSD, pool_mask_BS)
 
-    def attend(self, normal_BSD: torch.Tensor) -> torch.Tensor:
-        """Return the cross-attention of normalised tokens over the latents, [B, S, D]."""
+    @abstractmethod
+    def attend(self, normal_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Return the attention of normalised tokens, [B, S, D]."""
+
+
+class LatentPooler(_AttentionPooler):
+    """The pooler as it is trained: queries from tokens, keys and values from the latents."""
+
+    def __init__(self, spec: PoolerSpec, backbone: BackboneSpec) -> None:
+        """Build the module with torch's default initialisation."""
+        super().__init__(spec, backbone)
+        self.latents = nn.Parameter(torch.empty(spec.num_latents, backbone.hidden_size))
+        nn.init.normal_(self.latents)
+        self.latent_norm = nn.LayerNorm(backbone.hidden_size, eps=spec.layer_norm_eps)
+
+    def attend(self, normal_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Attend to the latents, whatever is pooled."""
         heads = (-1, self.spec.num_heads, self.spec.head_width)
         key, value = self.key_value(self.latent_norm(self.latents)).chunk(2, dim=-1)
         key_HLK, value_HLK = (t.view(heads).transpose(0, 1) for t in (key, value))
@@ -55,39 +69,24 @@ class LatentPooler(nn.Module):
         return mixed
 
 
-class SelfAttentionPooler(nn.Module):
+class SelfAttentionPooler(_AttentionPooler):
     """The latent pooler with the kept tokens in the latents' place (section 3.1's alternative)."""
 
-    def __init__(self, spec: PoolerSpec, backbone: BackboneSpec) -> None:
-        """Build the module with torch's default initialisation."""
-        super().__init__()
-        hidden, inner = backbone.hidden_size, spec.num_heads * spec.head_width
-        self.spec = spec
-        self.query_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
-        self.query = nn.Linear(hidden, inner, bias=False)
-        self.key_value = nn.Linear(hidden, 2 * inner, bias=False)
-        self.output = nn.Linear(inner, hidden, bias=False)
-        self.feed_norm = nn.LayerNorm(hidden, eps=spec.layer_norm_eps)
-        self.feed_up = nn.Linear(hidden, 2 * spec.feed_width)
-        self.feed_down = nn.Linear(spec.feed_width, hidden)
-
-    def forward(self, hidden_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
-        """Return pooled_BD, not normalised. `pool_mask_BS`: nonzero = averaged."""
-        normal_BSD, heads = self.query_norm(hidden_BSD), (-1, self.spec.head_width)
+    def attend(self, normal_BSD: torch.Tensor, pool_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Attend to the pooled tokens."""
+        heads = (-1, self.spec.head_width)
         key_BSX, value_BSX = self.key_value(normal_BSD).chunk(2, dim=-1)
         query_BHSK, key_BHSK, value_BHSK = (
             t.unflatten(-1, heads).transpose(1, 2)
             for t in (self.query(normal_BSD), key_BSX, value_BSX)
         )
-        # A text with no kept token attends to all, and is zero by the mean below.
+        # A text with no kept token attends to all, and is zero by the mean.
         kept_BS = (pool_mask_BS != 0) | ~pool_mask_BS.any(-1, keepdim=True)
         mixed_BHSK = functional.scaled_dot_product_attention(
             query_BHSK, key_BHSK, value_BHSK, attn_mask=kept_BS[:, None, None, :]
         )
-        states_BSD = self.output(mixed_BHSK.transpose(1, 2).flatten(2)) + hidden_BSD
-        value, gate = self.feed_up(self.feed_norm(states_BSD)).chunk(2, dim=-1)
-        states_BSD = self.feed_down(value * functional.gelu(gate)) + states_BSD
-        return mean_pool(states_BSD, pool_mask_BS)
+        mixed: torch.Tensor = self.output(mixed_BHSK.transpose(1, 2).flatten(2))
+        return mixed
 
 
 class FoldedLatentPooler(nn.Module):
