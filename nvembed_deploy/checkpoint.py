@@ -3,8 +3,8 @@
 Two layouts are read, both without running any code from the folder and without unpickling:
 
 1. released: NV-Embed's own (`config.json` with model_type "nvembed", sharded safetensors);
-2. assembled: `checkpoint.json` naming a base decoder (a Mistral/Llama-family folder or a GGUF
-   file), an optional PEFT adapter folder and the pooler's safetensors file.
+2. assembled: `checkpoint.json` naming a base decoder (a Mistral/Llama-family folder, a released
+   one or a GGUF file), an optional PEFT adapter folder and the pooler's safetensors file.
 
 It does no arithmetic and knows no tensor names: `model/weights.py` does.
 """
@@ -28,6 +28,8 @@ from nvembed_deploy.tensorfile import open_tensor_folder, open_tensors
 
 DESCRIPTION = "checkpoint.json"
 SCHEMA_VERSION = 1
+_RELEASED = "nvembed"
+"""The released config's model_type."""
 _KINDS: dict[str, type] = {
     "schema_version": int,
     "name": str,
@@ -100,9 +102,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "point at an NV-Embed folder, or write one: nvembed-deploy assemble BASE OUT",
         )
     config = read_json(config_path)
-    if config.get("model_type") != "nvembed":
+    if config.get("model_type") != _RELEASED:
         raise CheckpointError(
-            f"{config_path}: got model_type {config.get('model_type')!r}, expected 'nvembed'",
+            f"{config_path}: got model_type {config.get('model_type')!r}, expected {_RELEASED!r}",
             f"a plain decoder needs a pooler: nvembed-deploy assemble {path} OUT",
         )
     return _open_released(path, config)
@@ -148,11 +150,17 @@ def _open_assembled(path: Path) -> Checkpoint:
     )
 
 
+def is_released(folder: Path) -> bool:
+    """Return whether a folder is in the released layout."""
+    config = folder / "config.json"
+    return config.is_file() and read_json(config).get("model_type") == _RELEASED
+
+
 def open_base(base: Path) -> tuple[ModelSpec, Mapping[str, Tensor], Path]:
-    """Open a base decoder: a Hugging Face folder or a GGUF file.
+    """Open a base decoder: a Hugging Face folder, a released NV-Embed folder or a GGUF file.
 
     Returns:
-        Its spec (with default pooler sizes), its tensors and its tokenizer.
+        Its spec (with default pooler sizes, or a released pooler's), its tensors and its tokenizer.
 
     Raises:
         CheckpointError: it is neither, or not of a family that can be used.
@@ -171,6 +179,8 @@ def open_base(base: Path) -> tuple[ModelSpec, Mapping[str, Tensor], Path]:
             "name a Mistral/Llama-family folder (config.json, safetensors) or a GGUF file",
         )
     config = read_json(base / "config.json")
+    if config.get("model_type") == _RELEASED:
+        return released_spec(config, base), open_tensor_folder(base), _tokenizer(base)
     spec = ModelSpec(
         backbone=backbone_from_config(config, base / "config.json"),
         text=text_from_config(config, base / "config.json"),

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from nvembed_deploy.checkpoint import DESCRIPTION, open_checkpoint
 from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.model.names import released_name
 from nvembed_deploy.model.weights import open_weights
-from nvembed_deploy.spec import PoolerSpec
+from nvembed_deploy.spec import PoolerSpec, Pooling
 from tests import factories
 
 KEY = released_name("backbone.layers.1.mlp.up_proj.weight")
@@ -246,3 +247,14 @@ def test_sizes_that_do_not_fit_the_pooler_are_refused_with_both(assembled: Path)
         open_weights(open_checkpoint(assembled))
     edit(assembled / DESCRIPTION, lambda d: d.pop("pooler_spec"))
     assert open_checkpoint(assembled).spec.pooler == PoolerSpec()
+
+
+def test_a_released_folder_can_be_a_base_without_its_pooler(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = PoolerSpec(pooling=Pooling.MEAN)
+    assemble_checkpoint(Parts(tiny_checkpoint, pooler_spec=spec), tmp_path / "out")
+    found = open_weights(open_checkpoint(tmp_path / "out"))
+    whole = open_weights(open_checkpoint(tiny_checkpoint))
+    assert set(found.shapes) == {n for n in whole.shapes if n.startswith("backbone.")}
+    assert all(np.array_equal(found.read(n), whole.read(n)) for n in found.shapes)

@@ -91,13 +91,14 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    shared = checkpoint.backbone is checkpoint.pooler
+    # A file of one part alone must fit; a released folder holds the other part too.
+    is_alone = prefix == POOLER and checkpoint.backbone is not checkpoint.pooler
     named: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = our_name(key)
         if key.endswith(_IGNORED_TAILS):
             continue
-        if name is not None and (name.startswith(prefix) or not shared):
+        if name is not None and (name.startswith(prefix) or is_alone):
             named[name] = tensor
         elif name is None:
             named[key] = tensor  # unknown: `_check` names it

@@ -23,7 +23,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 
-from nvembed_deploy.checkpoint import Checkpoint, open_base, open_checkpoint, write_tokenizer
+from nvembed_deploy.checkpoint import (
+    DESCRIPTION,
+    Checkpoint,
+    is_released,
+    open_base,
+    open_checkpoint,
+    write_tokenizer,
+)
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.model.names import released_name
@@ -78,7 +85,7 @@ class Learner(nn.Module):
 def open_learner(
     recipe: TrainRecipe, dtype: torch.dtype, device: torch.device
 ) -> tuple[Learner, Tokenizer]:
-    """Build what a recipe trains, from a decoder or from a checkpoint of an earlier stage.
+    """Build what a recipe trains: on a decoder, a released model or an earlier stage's checkpoint.
 
     Raises:
         CheckpointError: it cannot be read, or its adapter cannot be trained on.
@@ -109,10 +116,15 @@ def open_learner(
 
 
 def _start(recipe: TrainRecipe, scratch: Path) -> Path:
-    """Write the decoder with a fresh pooler as a checkpoint, to begin like any other."""
+    """Return a checkpoint to begin from: a released one, or the decoder with a fresh pooler."""
     base = Path(recipe.model.base or "").resolve()
     if not base.exists():
         raise CheckpointError(f"base {base} does not exist", "correct model.base in the recipe")
+    if (base / DESCRIPTION).exists():
+        raise CheckpointError(f"base {base} is a checkpoint", "name it as model.checkpoint")
+    if is_released(base):
+        _refuse_shape(recipe.model, base)
+        return base
     backbone = open_base(base)[0].backbone
     spec = recipe.model.pooler_spec(backbone)
     parts = Parts(
@@ -120,6 +132,14 @@ def _start(recipe: TrainRecipe, scratch: Path) -> Path:
     )
     assemble_checkpoint(parts, scratch / "start", seed=recipe.run.seed)
     return scratch / "start"
+
+
+def _refuse_shape(section: ModelSection, base: Path) -> None:
+    if section.shape_keys:
+        raise CheckpointError(
+            f"base {base} is a released model: {', '.join(section.shape_keys)} are its own",
+            "remove these keys of [model]; its pooler is trained on",
+        )
 
 
 def _parts(checkpoint: Checkpoint, section: ModelSection) -> Parts:
@@ -135,11 +155,11 @@ def _parts(checkpoint: Checkpoint, section: ModelSection) -> Parts:
 
 
 def _base_of(checkpoint: Checkpoint) -> Path:
-    description = checkpoint.path / "checkpoint.json"
+    description = checkpoint.path / DESCRIPTION
     if not description.exists():
         raise CheckpointError(
-            f"{checkpoint.path} is a released checkpoint, whose adapter is merged",
-            "train on from base + adapter + pooler, as nvembed-deploy train writes them",
+            f"checkpoint {checkpoint.path} is a released model, whose adapter is merged",
+            "name it as model.base: a new adapter is put on it, and its pooler trained on",
         )
     named = json.loads(description.read_text(encoding="utf-8"))["base"]
     return Path(checkpoint.path, named).resolve()

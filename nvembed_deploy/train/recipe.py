@@ -20,11 +20,12 @@ from nvembed_deploy.train.section import Section, validated
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_SHAPE = {"pooling", "mask", "num_latents", "num_heads", "head_width", "feed_width"}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class ModelSection(Section):
-    """What is trained: a plain decoder (`base`) or a checkpoint made before (`checkpoint`)."""
+    """What is trained: a decoder or a released model (`base`), or a stage before (`checkpoint`)."""
 
     base: Path | None = None
     checkpoint: Path | None = None
@@ -42,11 +43,14 @@ class ModelSection(Section):
     def _has_one_start(self) -> Self:
         if (self.base is None) == (self.checkpoint is None):
             raise ValueError("give either base (a decoder) or checkpoint (of an earlier stage)")
-        shape = {"pooling", "mask", "num_latents", "num_heads", "head_width", "feed_width"}
-        given = sorted(shape & self.model_fields_set)
-        if self.checkpoint is not None and given:
-            raise ValueError(f"{', '.join(given)}: a checkpoint's shape is its own")
+        if self.checkpoint is not None and self.shape_keys:
+            raise ValueError(f"{', '.join(self.shape_keys)}: a checkpoint's shape is its own")
         return self
+
+    @property
+    def shape_keys(self) -> list[str]:
+        """Return the keys that were given of those that shape a model."""
+        return sorted(_SHAPE & self.model_fields_set)
 
     def pooler_spec(self, backbone: BackboneSpec) -> PoolerSpec:
         """Return the pooler's sizes beside a decoder."""

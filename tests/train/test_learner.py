@@ -130,12 +130,63 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
         opened(tmp_path / "gone", tmp_path)
 
 
-def test_a_released_checkpoint_is_refused_with_the_reason(
+def from_released(base: Path, folder: Path, **model: object) -> TrainRecipe:
+    values = pairs.values(base, folder, folder / "run")
+    values["model"] = {"base": str(base), **model}
+    return TrainRecipe.model_validate(values)
+
+
+def test_training_goes_on_from_a_released_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = from_released(tiny_checkpoint, tmp_path)
+    fresh, tokenizer = open_learner(recipe, torch.float32, CPU)
+    fresh.eval()
+    with load_encoder(tiny_checkpoint, "torch", device="cpu") as encoder:
+        released = encoder.encode(TEXTS, instruction="find it")
+    assert np.abs(embed(fresh, tokenizer) - released).max() <= 2e-6
+    trained = set(fresh.trained())
+    assert len([n for n in trained if "lora_" in n]) == 3 * 7 * 2
+    assert len([n for n in trained if n.startswith("pooler.")]) == 14
+
+    learner, _ = shaken((fresh, tokenizer))
+    save_checkpoint(learner, whole_weights(learner), tmp_path / "out")
+    export = ExportRecipe(precision=Precision.FP32)
+    run_export(plan_export(tmp_path / "out", export), tmp_path / "artifact")
+    expected = embed(learner, tokenizer)
+    assert np.abs(expected - released).max() > 1e-2
+    for place, runtime in (("out", "torch"), ("artifact", "onnx")):
+        with load_encoder(tmp_path / place, runtime, device="cpu") as encoder:
+            found = encoder.encode(TEXTS, instruction="find it")
+        assert np.abs(found - expected).max() <= 5e-6
+
+
+def test_a_second_stage_follows_a_first_on_a_released_model(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
+    recipe = from_released(tiny_checkpoint, tmp_path)
+    first, tokenizer = shaken(open_learner(recipe, torch.float32, CPU))
+    save_checkpoint(first, whole_weights(first), tmp_path / "one")
     values = pairs.values(tmp_path, tmp_path, tmp_path / "run")
-    values["model"], values["adapter"] = {"checkpoint": str(tiny_checkpoint)}, {}
-    with pytest.raises(CheckpointError, match="whose adapter is merged"):
+    values["model"], values["adapter"] = {"checkpoint": str(tmp_path / "one")}, {}
+    second, _ = open_learner(TrainRecipe.model_validate(values), torch.float32, CPU)
+    second.eval()
+    assert np.abs(embed(second, tokenizer) - embed(first, tokenizer)).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ({"checkpoint": "RELEASED"}, "is a released model, whose adapter is merged"),
+        ({"base": "RELEASED", "num_latents": 4}, "is a released model: num_latents are its own"),
+        ({"base": "ASSEMBLED"}, "is a checkpoint"),
+    ],
+)
+def test_a_start_of_the_wrong_kind_is_refused_with_the_right_one(
+    tiny_checkpoint: Path, tiny_assembled: Path, tmp_path: Path, model: dict, problem: str
+) -> None:
+    values = pairs.values(tmp_path, tmp_path, tmp_path / "run")
+    places = {"RELEASED": str(tiny_checkpoint), "ASSEMBLED": str(tiny_assembled)}
+    values["model"], values["adapter"] = {k: places.get(v, v) for k, v in model.items()}, {}
+    with pytest.raises(CheckpointError, match=problem):
         open_learner(TrainRecipe.model_validate(values), torch.float32, CPU)
 
 
