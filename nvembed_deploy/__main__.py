@@ -7,7 +7,16 @@ import sys
 
 import nvembed_deploy
 from nvembed_deploy import cli
-from nvembed_deploy.commands import assemble, build_data, encode, inspect, mine, synthesize
+from nvembed_deploy.bench import __main__ as bench
+from nvembed_deploy.commands import (
+    assemble,
+    build_data,
+    compile_engine,
+    encode,
+    inspect,
+    mine,
+    synthesize,
+)
 from nvembed_deploy.export import __main__ as export
 from nvembed_deploy.parity import __main__ as parity
 from nvembed_deploy.train import __main__ as train
@@ -18,6 +27,7 @@ _EPILOG = """examples:
   nvembed-deploy train train/smoke.toml
   nvembed-deploy assemble ./Mistral-7B-v0.1 ./checkpoint --adapter ./lora --pooler p.safetensors
   nvembed-deploy export ./NV-Embed-v2 ./artifact --precision fp16
+  nvembed-deploy compile ./artifact --engine tensorrt-rtx --target sm89
   nvembed-deploy inspect ./artifact
   nvembed-deploy encode ./artifact --text "hello" --out hello.npy
 """
@@ -40,8 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("train", train, "train an adapter and a pooler on a decoder"),
         ("assemble", assemble, "make a checkpoint of a base decoder, an adapter and a pooler"),
         ("export", export, "write a checkpoint as an artifact"),
+        ("compile", compile_engine, "compile an artifact's graph for GPUs"),
         ("inspect", inspect, "show what an artifact is, and verify its files"),
         ("parity", parity, "decide whether an artifact may replace its reference"),
+        ("bench", bench, "measure speed and memory, beside what else people run"),
         ("encode", encode, "turn texts into embeddings"),
     ):
         module.add_arguments(subcommands.add_parser(name, help=summary))

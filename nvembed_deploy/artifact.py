@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from nvembed_deploy.engine_record import EngineRecord
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.manifest import REEXPORT, FileRecord, Manifest, WeightsSize, check_parity
 from nvembed_deploy.staging import staged_folder, sync
@@ -31,6 +32,7 @@ __all__ = [
     "is_artifact",
     "open_artifact",
     "read_manifest",
+    "record_engine",
     "staged_artifact",
     "update_parity",
     "write_manifest",
@@ -193,6 +195,21 @@ def update_parity(path: Path, verdict: dict[str, Any]) -> Manifest:
     except ValueError as error:
         raise ArtifactError(f"{path}: {error}", "pass the parity suite's own verdict") from error
     _replace_manifest(Path(path), manifest)
+    return manifest
+
+
+def record_engine(path: Path, name: str, record: EngineRecord, sha256: str) -> Manifest:
+    """Record an engine that was compiled into an artifact; the manifest is replaced at once.
+
+    The caller holds the artifact's lock: two that write one manifest would lose a record.
+
+    Raises:
+        ArtifactError: the folder has no readable manifest, or no such file.
+    """
+    manifest = read_manifest(path)
+    manifest = replace(manifest, engines={**manifest.engines, name: record})
+    manifest = add_file_record(path, manifest, name, sha256)
+    _replace_manifest(path, manifest)
     return manifest
 
 

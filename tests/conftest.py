@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,3 +74,22 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_assembled: Path
     out = tmp_path_factory.mktemp("artifact") / "tiny"
     run_export(plan_export(tiny_assembled, ExportRecipe(precision=Precision.FP32)), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def compiled_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small artifact with a real plan of TensorRT for RTX, for SM89."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
+    from nvembed_deploy.__main__ import main
+
+    folder = tmp_path_factory.mktemp("compiled")
+    checkpoint = factories.write_released(folder / "checkpoint", factories.FUSABLE)
+    argv = ["export", str(checkpoint), str(folder / "artifact"), "--engine", "tensorrt-rtx"]
+    assert main([*argv, "--target", "sm89"]) == 0
+    return folder / "artifact"
+
+
+@pytest.fixture
+def rtx_artifact(compiled_artifact: Path, tmp_path: Path) -> Path:
+    """A copy of that artifact, to be changed."""
+    return Path(shutil.copytree(compiled_artifact, tmp_path / "rtx"))

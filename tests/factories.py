@@ -31,6 +31,21 @@ TINY = ModelSpec(
 )
 """Head width of the pooler is the hidden size and the feed-forward is 4x, as NV-Embed's are."""
 
+FUSABLE = replace(
+    TINY,
+    backbone=replace(
+        TINY.backbone,
+        hidden_size=128,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_width=64,
+        intermediate_size=256,
+    ),
+    pooler=PoolerSpec(num_latents=16, num_heads=2, head_width=128, feed_width=512),
+)
+"""Heads of 64: as narrow as trained models have them, and as TensorRT's kernels take them."""
+
 
 def with_layers(spec: ModelSpec, num_layers: int) -> ModelSpec:
     """Return `spec` with another depth."""

@@ -23,10 +23,19 @@ __all__ = ["RUNTIMES", "Encoder", "Runtime", "RuntimeOptions", "load_encoder"]
 RUNTIMES = {
     "onnx": "nvembed_deploy.runtimes.onnx_runtime:open_runtime",
     "torch": "nvembed_deploy.runtimes.torch_runtime:open_runtime",
+    "tensorrt": "nvembed_deploy.runtimes.tensorrt_runtime:open_tensorrt",
+    "tensorrt-rtx": "nvembed_deploy.runtimes.tensorrt_runtime:open_rtx",
 }
 _CHECKPOINT_OPENER = "nvembed_deploy.runtimes.torch_runtime:open_checkpoint_runtime"
 _CHECKPOINT_FILES = ("checkpoint.json", "config.json")
-_PACKAGES = {"onnx": "onnxruntime", "torch": "torch"}
+_PACKAGES = {
+    "onnx": "onnxruntime",
+    "torch": "torch",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
+_AUTO = ("onnx", "torch")
+"""What "auto" takes where no engine of the artifact fits this machine."""
 
 
 def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
@@ -42,8 +51,9 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
 
     Args:
         path: an artifact folder, or a checkpoint folder.
-        runtime: a name in `RUNTIMES`, or "auto": onnx where onnxruntime is installed, else torch;
-            torch for a checkpoint.
+        runtime: a name in `RUNTIMES`, or "auto": the TensorRT that runs an engine of the artifact
+            on this machine's GPU; else onnx where onnxruntime is installed; else torch. Torch for
+            a checkpoint.
         device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
         options: threads, memory and more.
         verify: "full" also reads the weights and compares their sha256.
@@ -68,7 +78,7 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
     artifact = open_artifact(path, verify)
     if require_parity:
         _check_parity(artifact)
-    opened: Runtime = _import(RUNTIMES[_choose(runtime)])(artifact, options)
+    opened: Runtime = _import(RUNTIMES[_choose(runtime, artifact, options)])(artifact, options)
     spec = artifact.manifest.spec
     tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
@@ -96,16 +106,22 @@ def _open_checkpoint(
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
 
 
-def _choose(runtime: str) -> str:
+def _choose(runtime: str, artifact: Artifact, options: RuntimeOptions) -> str:
     """Resolve "auto", and check that the runtime's package is there."""
     if runtime != "auto":
         _check_package(runtime)
         return runtime
-    for name, package in _PACKAGES.items():
-        if find_spec(package):
+    from nvembed_deploy.runtimes.engine_here import flavour_here
+
+    flavour = flavour_here(artifact, options)
+    if flavour is not None:
+        return flavour.value
+    for name in _AUTO:
+        if find_spec(_PACKAGES[name]):
             return name
+    packages = ", ".join(_PACKAGES[name] for name in _AUTO)
     raise MissingPackageError(
-        f"no runtime is installed: none of {', '.join(_PACKAGES.values())} was found",
+        f"no runtime is installed: none of {packages} was found",
         "pip install 'nvembed-deploy[onnx]', [onnx-gpu] or [torch]",
     )
 

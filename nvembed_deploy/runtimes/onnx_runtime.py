@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 
 from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, MissingPackageError
-from nvembed_deploy.runtimes.protocol import RuntimeOptions
+from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT, RuntimeOptions
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch
 
-INPUTS = ("input_ids", "attention_mask", "pool_mask")
-OUTPUT = "sentence_embedding"
 _CPU, _CUDA, _TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 _PROVIDERS = {
     "cpu": (_CPU,),

@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch
 
+INPUTS = ("input_ids", "attention_mask", "pool_mask")
+OUTPUT = "sentence_embedding"
+"""Names of a graph's and an engine's tensors (docs/artifact.md)."""
+
 
 @dataclass(frozen=True)
 class RuntimeOptions:
     """How to load a runtime. None means the runtime's own choice.
 
     Attributes:
-        device: "cpu", "cuda", "cuda:1" or "tensorrt". A device asked for by name is never
-            replaced by another.
+        device: "cpu", "cuda", "cuda:1"; for ONNX Runtime also "tensorrt" and "tensorrt-rtx", its
+            providers of these names. A device asked for by name is never replaced by another.
         threads: processor threads of one forward pass.
         use_arena: let ONNX Runtime pool its memory on the processor.
         shrink_arena: give the pool back after each batch. For a GPU shared with others; on a
@@ -32,6 +36,11 @@ class RuntimeOptions:
         providers: ONNX Runtime execution providers by their own names, instead of `device`.
         dtype: number format of the torch runtime.
         max_batch_tokens: most padded tokens in one batch.
+        compiles_engines: let the TensorRT runtimes compile an engine into the artifact where it
+            has none for this machine. It takes minutes.
+        cuda_graphs: most batch shapes that the TensorRT runtime keeps as CUDA graphs; 0 for none.
+        context_file: where ONNX Runtime's TensorRT providers keep the graph with its compiled
+            engine (an EPContext model): read if it is there, else written.
     """
 
     device: str | None = None
@@ -42,6 +51,9 @@ class RuntimeOptions:
     providers: tuple[str, ...] | None = None
     dtype: Precision | None = None
     max_batch_tokens: int | None = None
+    compiles_engines: bool = True
+    cuda_graphs: int = 16
+    context_file: str | None = None
 
 
 class Runtime(Protocol):

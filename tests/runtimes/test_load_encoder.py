@@ -21,7 +21,8 @@ def test_auto_takes_onnx_where_it_is_installed(toy_artifact: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(RUNTIMES))
 def test_every_row_of_the_table_is_a_function(name: str) -> None:
-    pytest.importorskip({"onnx": "onnxruntime", "torch": "torch"}[name])
+    packages = {"onnx": "onnxruntime", "torch": "torch"}  # TensorRT's is imported when it runs
+    pytest.importorskip(packages.get(name, "numpy"))
     module, _, function = RUNTIMES[name].partition(":")
     assert callable(getattr(import_module(module), function))
 

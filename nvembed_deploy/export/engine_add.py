@@ -1,0 +1,119 @@
+"""This file owns compiling an engine into an artifact that exists: one at a time, then recorded.
+
+The artifact is in use meanwhile: a reader sees the old manifest or the new one, and a plan that is
+not in the manifest is nobody's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nvembed_deploy.artifact import LAYOUT, Artifact, open_artifact, record_engine
+from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.export.engine import build_engine, probe
+from nvembed_deploy.export.engine_options import (
+    PORTABLE,
+    EngineOptions,
+    GraphFacts,
+    check_engine,
+)
+from nvembed_deploy.export.engine_profiles import default_profiles, profiles_for, read_lengths
+from nvembed_deploy.export.formats import Code
+from nvembed_deploy.filelock import lock
+from nvembed_deploy.manifest import Manifest
+from nvembed_deploy.tensorrt_api import gpu_target
+from nvembed_deploy.text import Tokenizer
+
+_INPUTS = ("input_ids", "attention_mask", "pool_mask")
+"""Source: docs/artifact.md, the graph."""
+_POLL_SECONDS = 0.5
+
+
+def add_engine(
+    path: Path,
+    options: EngineOptions,
+    *,
+    overwrite: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[str, EngineRecord, bool]:
+    """Compile an artifact's graph into the artifact, unless it holds that engine already.
+
+    Args:
+        path: an artifact folder; nobody else compiles into it meanwhile.
+        options: what to compile.
+        overwrite: compile anew what is there.
+        advance: called with each per cent.
+
+    Returns:
+        The engine's name, its record, and whether it was compiled now.
+
+    Raises:
+        ArtifactError: it is no artifact, or cannot be written.
+        HardwareError, MissingPackageError, RecipeError: the engine cannot be built.
+    """
+    facts = graph_facts(open_artifact(path).manifest)
+    check_engine(options, facts)
+    version = probe(options, facts)
+    with _sole_compiler(path):
+        artifact = open_artifact(path)
+        name = _engine_name(options, version)
+        if name in artifact.manifest.engines and not overwrite:
+            return name, artifact.manifest.engines[name], False
+        built = build_engine(path, _INPUTS, options, _profiles(artifact, options), advance)
+        record_engine(path, built.name, built.record, built.sha256)
+    return built.name, built.record, True
+
+
+def graph_facts(manifest: Manifest) -> GraphFacts:
+    """Return what decides whether an artifact's graph can be built."""
+    code = next((code for code in Code if code.value in manifest.linears), None)
+    width = manifest.spec.backbone.head_width
+    return GraphFacts(manifest.precision, manifest.opset, width, code)
+
+
+def _engine_name(options: EngineOptions, version: str) -> str:
+    here = () if options.flavour is Flavour.RTX else (gpu_target() or PORTABLE,)
+    targets = options.targets or here or (PORTABLE,)
+    return f"{LAYOUT.engines}/{options.flavour}-{version}-{'-'.join(targets)}.plan"
+
+
+def _profiles(artifact: Artifact, options: EngineOptions) -> tuple[Profile, ...]:
+    if options.profiles:
+        return options.profiles
+    spec = artifact.manifest.spec
+    most = min(spec.text.max_tokens, spec.backbone.max_positions)
+    if options.profile_from is None:
+        return default_profiles(most)
+    tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
+    return profiles_for(read_lengths(Path(options.profile_from), tokenizer), most)
+
+
+@contextmanager
+def _sole_compiler(path: Path) -> Iterator[None]:
+    """Wait until no other process compiles into the artifact, and remove what a killed one left."""
+    engines = path / LAYOUT.engines
+    try:
+        engines.mkdir(exist_ok=True)
+        handle = os.open(engines / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise ArtifactError(
+            f"{engines} cannot be written: {error}",
+            "compile into a copy of the artifact that can be",
+        ) from error
+    try:
+        while True:
+            try:
+                lock(handle)
+                break
+            except BlockingIOError:
+                time.sleep(_POLL_SECONDS)
+        for partial in engines.glob(".partial-*.plan"):
+            partial.unlink()
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,94 @@
+"""This file owns which engine of an artifact runs on a machine, and why another does not.
+
+It decides by the records alone: no plan is opened to find out. What TensorRT itself refuses later
+is `loaded_engine.py`'s to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nvembed_deploy.engine_record import EngineRecord, Flavour
+
+_PORTABLE = "portable"
+_PORTABLE_FROM = 80
+"""Source: TensorRT for RTX 1.7, "CPU-only AOT and portable engines": Ampere and later."""
+_COMPATIBLE_FROM = {"ampere_plus": 80}
+"""Source: TensorRT's HardwareCompatibilityLevel. The other level, same_compute_capability, takes
+what the record's targets say."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What decides whether a plan runs here.
+
+    Attributes:
+        flavour: the product that is installed.
+        version: of that product.
+        target: the GPU: "sm90".
+        supported: the GPUs that the product runs on; empty where it says nothing of them.
+    """
+
+    flavour: Flavour
+    version: str
+    target: str
+    supported: tuple[str, ...] = ()
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether the product runs on this GPU at all."""
+        return not self.supported or self.target in self.supported
+
+    def __str__(self) -> str:
+        """Name the product and the GPU."""
+        return f"{self.flavour} {self.version} on {self.target}"
+
+
+def choose_engine(engines: Mapping[str, EngineRecord], host: Host) -> str | None:
+    """Return the name of the engine to run: of those that fit, the one made for fewest GPUs."""
+    fitting = [name for name, record in engines.items() if why_not(record, host) is None]
+    return min(fitting, key=lambda name: _breadth(engines[name]), default=None)
+
+
+def why_not(record: EngineRecord, host: Host) -> str | None:
+    """Say why an engine does not run here; None where it does."""
+    if record.flavour is not host.flavour:
+        return f"is of {record.flavour}"
+    if not _fits_version(record, host.version):
+        return f"was compiled by version {record.version}"
+    if not _fits_gpu(record, host.target):
+        return f"is for {', '.join(record.targets)}"
+    return None
+
+
+def explain(engines: Mapping[str, EngineRecord], host: Host) -> str:
+    """Say, engine by engine, why none runs here."""
+    if not engines:
+        return "it holds no engine"
+    return "; ".join(f"{name} {why_not(record, host)}" for name, record in engines.items())
+
+
+def _fits_version(record: EngineRecord, version: str) -> bool:
+    """Compare versions; a version-compatible plan carries a runtime for later ones."""
+    if record.options.get("version_compatible"):
+        return _numbers(record.version) <= _numbers(version)
+    return record.version == version
+
+
+def _fits_gpu(record: EngineRecord, target: str) -> bool:
+    number = int(target.removeprefix("sm"))
+    if _PORTABLE in record.targets:
+        return number >= _PORTABLE_FROM
+    lowest = _COMPATIBLE_FROM.get(str(record.options.get("hardware_compatible")))
+    return target in record.targets or (lowest is not None and number >= lowest)
+
+
+def _breadth(record: EngineRecord) -> tuple[bool, bool, int]:
+    """Order engines from the most specific: a plan for many GPUs is tuned for none."""
+    is_wide = bool(record.options.get("hardware_compatible"))
+    return _PORTABLE in record.targets, is_wide, len(record.targets)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())

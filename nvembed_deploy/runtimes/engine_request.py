@@ -1,0 +1,112 @@
+"""This file owns finding the engine for this machine, and asking for one where there is none.
+
+A compiler can crash and takes memory of its own, so that it runs as the command a user would run,
+in another process. That command holds the artifact's lock: whoever asks second finds it done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import nvembed_deploy
+from nvembed_deploy.artifact import Artifact, open_artifact
+from nvembed_deploy.engine_record import Flavour
+from nvembed_deploy.errors import ArtifactError, HardwareError
+from nvembed_deploy.runtimes.engine_choice import Host, choose_engine, explain
+from nvembed_deploy.runtimes.protocol import RuntimeOptions
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+logger = logging.getLogger(__name__)
+
+
+def find_engine(
+    artifact: Artifact, host: Host, options: RuntimeOptions, index: int
+) -> tuple[Artifact, str]:
+    """Return the artifact, as it then is, and the name of the engine to run.
+
+    Raises:
+        ArtifactError: none fits, and none may be compiled.
+        HardwareError: the product does not run on this GPU, or cannot compile.
+    """
+    if not host.is_supported:
+        raise HardwareError(
+            f"{host.flavour} {host.version} does not run on {host.target}, only on "
+            f"{', '.join(host.supported)}",
+            "runtime='tensorrt' runs on data-centre GPUs too; or runtime='onnx'",
+        )
+    name = choose_engine(artifact.manifest.engines, host)
+    if name is not None:
+        return artifact, name
+    problem = (
+        f"{artifact.path} has no engine for {host}: {explain(artifact.manifest.engines, host)}"
+    )
+    if not options.compiles_engines:
+        raise ArtifactError(
+            problem, f"nvembed-deploy compile {artifact.path} --engine {host.flavour}"
+        )
+    logger.warning("%s", problem)
+    request_engine(artifact.path, host, index)
+    artifact = open_artifact(artifact.path)
+    name = choose_engine(artifact.manifest.engines, host)
+    if name is None:
+        raise ArtifactError(
+            f"{artifact.path} has no engine for {host} after one was compiled: "
+            f"{explain(artifact.manifest.engines, host)}",
+            "check that the command and this process use one Python environment",
+        )
+    return artifact, name
+
+
+def request_engine(artifact: Path, host: Host, index: int) -> None:
+    """Compile an artifact's graph for this machine into the artifact.
+
+    Args:
+        artifact: its folder.
+        host: the GPU and the product.
+        index: which of the visible GPUs that is.
+
+    Raises:
+        HardwareError: it could not be compiled; says why, and what to do.
+    """
+    words = compile_command(artifact, host)
+    logger.warning("compiling an engine for %s, which takes minutes: %s", host, " ".join(words[1:]))
+    package = str(Path(nvembed_deploy.__file__).parents[1])
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    seen = {_VISIBLE: visible_devices(index, os.environ), "PYTHONPATH": path}
+    done = subprocess.run(words, env=os.environ | seen, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise _failure(done.stderr, done.returncode, words)
+    for line in done.stdout.splitlines():
+        logger.warning("%s", line)
+
+
+def compile_command(artifact: Path, host: Host) -> list[str]:
+    """Return the command that compiles for a machine."""
+    target = ["--target", host.target] if host.flavour is Flavour.RTX else []
+    flavour = host.flavour.value
+    compiler = [sys.executable, "-m", "nvembed_deploy", "compile"]
+    return [*compiler, str(artifact), "--engine", flavour, *target]
+
+
+def visible_devices(index: int, environment: Mapping[str, str]) -> str:
+    """Return the one GPU that the compiler may see, so that its first is our `index`-th."""
+    visible = environment.get(_VISIBLE, "")
+    return visible.split(",")[index].strip() if visible else str(index)
+
+
+def _failure(printed: str, code: int, words: list[str]) -> HardwareError:
+    """Pass on what the command said: two lines, `error:` and `fix:`."""
+    lines = printed.strip().splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), len(lines))
+    said = "\n".join(lines[start:]).removeprefix("error: ")
+    problem, _, fix = said.partition("\nfix: ")
+    return HardwareError(
+        problem or f"compiling the engine ended with exit code {code}: {' '.join(lines[-3:])}",
+        fix or f"run it by hand: {' '.join(words[1:])}",
+    )

@@ -1,0 +1,233 @@
+"""This file owns running an engine: TensorRT's and TensorRT for RTX's, on one NVIDIA GPU.
+
+choose an engine -> load it -> for each batch: launches -> fill, upload, run, download.
+A small shape that comes again is recorded as a CUDA graph, copies included, and replayed.
+Legend: B batch, D hidden.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nvembed_deploy.artifact import Artifact, hash_file
+from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile, Shape
+from nvembed_deploy.errors import ArtifactError, InputError
+from nvembed_deploy.runtimes.batch_buffers import BatchBuffers
+from nvembed_deploy.runtimes.cuda_memory import Gpu, gpu_index
+from nvembed_deploy.runtimes.device_array import DeviceArray, device_array
+from nvembed_deploy.runtimes.engine_choice import Host
+from nvembed_deploy.runtimes.engine_request import find_engine
+from nvembed_deploy.runtimes.launch import Launch, exact_profile, plan_launches
+from nvembed_deploy.runtimes.loaded_engine import Context, LoadedEngine
+from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT, RuntimeOptions
+from nvembed_deploy.runtimes.replay_cache import ReplayCache
+from nvembed_deploy.tensorrt_api import Api, load_api
+from nvembed_deploy.text import Batch
+
+_IDS = "<i8"
+_ROWS = "<f4"
+
+
+class TensorRTRuntime:
+    """An engine on one GPU. One batch at a time: calls of other threads wait."""
+
+    def __init__(
+        self,
+        engine: LoadedEngine,
+        gpu: Gpu,
+        *,
+        artifact: Artifact,
+        record: EngineRecord,
+        replays: int,
+    ) -> None:
+        """Take a loaded engine and its GPU; both belong to this runtime, which closes them.
+
+        Args:
+            engine: the engine.
+            gpu: where it was loaded.
+            artifact: whose it is.
+            record: what the manifest says of it.
+            replays: most CUDA graphs to keep.
+        """
+        spec = artifact.manifest.spec
+        self.name, self.device = record.flavour.value, f"cuda:{gpu.index}"
+        self._profiles: tuple[Profile, ...] = record.profiles
+        longest = max(profile.max.sequence for profile in record.profiles)
+        self.max_tokens = min(spec.text.max_tokens, spec.backbone.max_positions, longest)
+        self._width = spec.backbone.hidden_size
+        self._gpu: Gpu | None = gpu
+        self._engine = engine
+        engine.use_scratch(gpu.allocate(engine.scratch_bytes))
+        self._buffers = BatchBuffers(gpu, record.profiles, self._width)
+        self._contexts: dict[int, Context] = {}
+        self._replays: ReplayCache[Any] = ReplayCache(0 if engine.records_itself else replays)
+        self._lock = threading.Lock()
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """Return L2-normalised embeddings [B, D] of a right-padded batch."""
+        shape = Shape(*batch.input_ids_BS.shape)
+        rows_BD = np.empty((shape.batch, self._width), dtype=np.float32)
+        with self._lock:
+            gpu = self._open_gpu()
+            for launch in plan_launches(shape, self._profiles):
+                self._buffers.fill(batch, launch)
+                self._launch(gpu, launch)
+                gpu.wait()
+                rows_BD[launch.start : launch.stop] = self._buffers.rows(launch.stop - launch.start)
+        return rows_BD
+
+    def embed_on_gpu(self, *inputs: Any) -> DeviceArray:  # noqa: ANN401 - of any library
+        """Return the embeddings of arrays that lie on the GPU, without a copy of either.
+
+        Args:
+            *inputs: input_ids, attention_mask, pool_mask; each int64 [B, S], contiguous.
+
+        Returns:
+            float32 [B, D] on the GPU, complete. The next call writes over it.
+
+        Raises:
+            InputError: an array cannot be used, or no profile holds its shape as it is.
+        """
+        with self._lock:
+            gpu = self._open_gpu()
+            given = zip(INPUTS, inputs, strict=True)
+            arrays = {name: device_array(array, gpu.stream, name) for name, array in given}
+            shape = _common_shape(arrays)
+            for stream in {array.stream for array in arrays.values()} - {None}:
+                gpu.wait(stream)
+            profile = self._profile_for(shape)
+            addresses = {name: array.pointer for name, array in arrays.items()}
+            output = self._buffers.addresses[OUTPUT]
+            context = self._context(gpu, profile)
+            context.prepare(shape, {**addresses, OUTPUT: output})
+            context.run(gpu.stream)
+            gpu.wait()
+        return DeviceArray(output, (shape.batch, self._width), _ROWS, owner=self)
+
+    def close(self) -> None:
+        """Free the GPU's memory, and keep the kernels that were compiled at run time."""
+        with self._lock:
+            if self._gpu is None:
+                return
+            gpu, self._gpu = self._gpu, None
+            gpu.use()
+            gpu.wait()
+            for recording, _context in self._replays.clear():
+                gpu.forget(recording)
+            self._engine.save_cache()
+            self._contexts.clear()
+            del self._engine
+            gpu.close()
+
+    def _open_gpu(self) -> Gpu:
+        if self._gpu is None:
+            raise InputError("the encoder is closed", "open it again with load_encoder")
+        self._gpu.use()
+        return self._gpu
+
+    def _launch(self, gpu: Gpu, launch: Launch) -> None:
+        """Order a launch: replay it, or run it, and record it where it will come again."""
+        key = (launch.profile, launch.shape)
+        kept = self._replays.get(key)
+        if kept is not None:
+            gpu.replay(kept[0])
+            return
+        if not (launch.is_repeated and self._replays.wants(key)):
+            self._order(gpu, self._context(gpu, launch.profile), launch.shape)
+            return
+        # A recording belongs to the context it was made with, which nothing else may then use, and
+        # a context must have run the shape once. Source: TensorRT's page on CUDA graphs.
+        context = self._engine.context(launch.profile, gpu.stream)
+        self._order(gpu, context, launch.shape)
+        gpu.wait()
+        recording = gpu.record(lambda: self._order(gpu, context, launch.shape))
+        replaced = self._replays.keep(key, (recording, context))
+        if replaced is not None:
+            gpu.forget(replaced[0])
+
+    def _order(self, gpu: Gpu, context: Context, shape: Shape) -> None:
+        """Order the copies and the run; the whole padded batch comes back."""
+        context.prepare(shape, self._buffers.addresses)
+        self._buffers.upload(shape)
+        context.run(gpu.stream)
+        self._buffers.download(shape.batch)
+
+    def _context(self, gpu: Gpu, profile: int) -> Context:
+        if profile not in self._contexts:
+            self._contexts[profile] = self._engine.context(profile, gpu.stream)
+        return self._contexts[profile]
+
+    def _profile_for(self, shape: Shape) -> int:
+        """Return the profile that takes a shape without padding."""
+        profile = exact_profile(shape, self._profiles)
+        if profile is None:
+            raise InputError(
+                f"a batch on the GPU is {tuple(shape)}, and no profile takes that as it is: "
+                f"{[(tuple(p.min), tuple(p.max)) for p in self._profiles]}",
+                "split or pad it, or give embed arrays of the processor",
+            )
+        return profile
+
+
+def open_tensorrt(artifact: Artifact, options: RuntimeOptions) -> TensorRTRuntime:
+    """Load an artifact's engine into TensorRT (a row of `RUNTIMES`)."""
+    return open_engine(artifact, options, Flavour.TENSORRT)
+
+
+def open_rtx(artifact: Artifact, options: RuntimeOptions) -> TensorRTRuntime:
+    """Load an artifact's engine into TensorRT for RTX (a row of `RUNTIMES`)."""
+    return open_engine(artifact, options, Flavour.RTX)
+
+
+def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -> TensorRTRuntime:
+    """Load the engine that fits this machine; compile one if there is none.
+
+    Raises:
+        ArtifactError: no engine fits and none may be compiled, or one is damaged.
+        HardwareError: there is no GPU, or the product does not run on it.
+        MissingPackageError: the product or CUDA's bindings are not installed.
+    """
+    gpu = Gpu(gpu_index(options.device))
+    try:
+        api = load_api(flavour)
+        host = Host(flavour, api.version, gpu.target, api.targets)
+        artifact, name = find_engine(artifact, host, options, gpu.index)
+        return _open(artifact, name, api, gpu, options)
+    except BaseException:
+        gpu.close()
+        raise
+
+
+def _open(
+    artifact: Artifact, name: str, api: Api, gpu: Gpu, options: RuntimeOptions
+) -> TensorRTRuntime:
+    record, plan = artifact.manifest.engines[name], artifact.path / name
+    try:
+        engine = LoadedEngine(api, plan, record, artifact.graph)
+    except ArtifactError as error:
+        expected = artifact.manifest.files[name].sha256
+        if (got := hash_file(plan)) == expected:
+            raise
+        raise ArtifactError(
+            f"{plan} is damaged: got sha256 {got}, expected {expected}; {error.problem}", error.fix
+        ) from error
+    replays = options.cuda_graphs
+    return TensorRTRuntime(engine, gpu, artifact=artifact, record=record, replays=replays)
+
+
+def _common_shape(arrays: dict[str, DeviceArray]) -> Shape:
+    """Return the shape of all arrays.
+
+    Raises:
+        InputError: they differ, or are not int64 [B, S].
+    """
+    found = {(array.shape, array.typestr) for array in arrays.values()}
+    ((shape, typestr), *others) = found
+    if others or typestr != _IDS or len(shape) != len(Shape._fields):
+        got = {name: (array.shape, array.typestr) for name, array in arrays.items()}
+        raise InputError(f"got {got}, expected three int64 arrays of one shape", "convert them")
+    return Shape(*shape)

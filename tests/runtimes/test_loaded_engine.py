@@ -1,0 +1,125 @@
+"""Tests of runtimes/loaded_engine.py: what is loaded is what the record says, or an error says why.
+
+TensorRT for RTX itself refuses a real plan here where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nvembed_deploy.artifact import open_artifact
+from nvembed_deploy.engine_record import Flavour
+from nvembed_deploy.errors import ArtifactError, HardwareError
+from nvembed_deploy.runtimes.loaded_engine import LoadedEngine
+from nvembed_deploy.tensorrt_api import Api, gpu_target, load_api
+from tests.runtimes.host_gpu import RECORD, TENSORS, HostCuda, host_api, host_engine
+
+RTX = replace(RECORD, flavour=Flavour.RTX, version="1.7.1.116")
+
+
+def load(artifact: Path, api: Api, record=RECORD) -> LoadedEngine:
+    plan = artifact / "engines" / "x.plan"
+    plan.parent.mkdir(exist_ok=True)
+    if not plan.exists():
+        plan.write_bytes(b"plan")
+    return LoadedEngine(api, plan, record, artifact / "model.onnx")
+
+
+@pytest.mark.skipif(gpu_target() is not None, reason="this machine has a GPU")
+def test_a_real_plan_on_a_machine_without_a_gpu_names_the_driver(rtx_artifact: Path) -> None:
+    api = load_api(Flavour.RTX)
+    artifact = open_artifact(rtx_artifact)
+    ((name, record),) = artifact.manifest.engines.items()
+    with pytest.raises(HardwareError, match=r"did not load it(.*\n)+.*CUDA") as caught:
+        LoadedEngine(api, rtx_artifact / name, record, artifact.graph)
+    assert "NVIDIA driver" in caught.value.fix
+
+
+def test_a_damaged_plan_is_told_from_a_missing_gpu(toy_artifact: Path) -> None:
+    api, _ = host_api(toy_artifact / "model.onnx", HostCuda())
+    (toy_artifact / "engines").mkdir()
+    for data in (b"not a plan", b""):
+        (toy_artifact / "engines" / "x.plan").write_bytes(data)
+        with pytest.raises(ArtifactError, match=r"11\.4\.0\.106 .*load it.*x\.plan") as caught:
+            load(toy_artifact, api)
+        assert f"nvembed-deploy compile {toy_artifact}" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("tensors", "record"),
+    [(TENSORS[1:], RECORD), (TENSORS, replace(RECORD, profiles=RECORD.profiles[:1]))],
+)
+def test_a_plan_of_another_graph_is_refused(toy_artifact: Path, tensors: Any, record: Any) -> None:
+    api, _ = host_api(toy_artifact / "model.onnx", HostCuda(), tensors=tensors)
+    with pytest.raises(ArtifactError, match="profiles, expected"):
+        load(toy_artifact, api, record)
+
+
+def test_what_the_log_says_is_in_the_error_and_in_ours(
+    toy_artifact: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    api, _ = host_api(toy_artifact / "model.onnx", HostCuda())
+
+    def runtime(noted: Any) -> Any:
+        def deserialize(_: object) -> None:
+            noted.log(1, "cudaError 35: CUDA driver version is insufficient")
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+    api.module.Runtime = runtime
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(HardwareError, match=r"\[error\] cudaError 35"),
+    ):
+        load(toy_artifact, api)
+    assert "cudaError 35" in caplog.text
+
+
+def test_a_stripped_plan_takes_the_weights_of_the_graph(toy_artifact: Path) -> None:
+    api, engine = host_api(toy_artifact / "model.onnx", HostCuda())
+    given: list[Any] = []
+    api.module.Refitter = lambda e, _logger: SimpleNamespace(refit_cuda_engine=lambda: e is engine)
+    api.module.OnnxParserRefitter = lambda _r, _l: SimpleNamespace(
+        refit_from_file=lambda path: given.append(path) or True
+    )
+    load(toy_artifact, api, replace(RECORD, options={"strip_weights": True}))
+    assert given == [str(toy_artifact / "model.onnx")]
+    api.module.OnnxParserRefitter = lambda _r, _l: SimpleNamespace(refit_from_file=lambda _: False)
+    with pytest.raises(ArtifactError, match="did not take the weights of"):
+        load(toy_artifact, api, replace(RECORD, options={"strip_weights": True}))
+
+
+def test_a_shape_outside_of_the_profile_is_refused(toy_artifact: Path) -> None:
+    loaded, _ = host_engine(toy_artifact, HostCuda())
+    context = loaded.context(0, stream=7)
+    with pytest.raises(ArtifactError, match=r"did not take a batch of shape \(9, 9\)"):
+        context.prepare(RECORD.profiles[0].max._replace(batch=9, sequence=9), {})
+
+
+def test_a_runtime_cache_of_another_driver_begins_anew(
+    toy_artifact: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (toy_artifact / "engines").mkdir()
+    (toy_artifact / "engines" / "host.runtime-cache").write_bytes(b"of another driver")
+    with caplog.at_level(logging.INFO):
+        loaded, _ = host_engine(toy_artifact, HostCuda(), RTX)
+    assert "begins anew" in caplog.text
+    loaded.save_cache()
+    assert (toy_artifact / "engines" / "host.runtime-cache").read_bytes() == b"k"
+
+
+def test_a_cache_that_cannot_be_kept_is_a_warning(
+    toy_artifact: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded, _ = host_engine(toy_artifact, HostCuda(), RTX)
+    (toy_artifact / "engines" / "host.runtime-cache").mkdir()
+    with caplog.at_level(logging.WARNING):
+        loaded.save_cache()
+    assert "the runtime cache is not kept" in caplog.text
+    assert [p.name for p in (toy_artifact / "engines").glob(".*")] == []
