@@ -64,6 +64,7 @@ NEEDS = {
     "nvembed_deploy.train.run_folder": "pydantic",
     "nvembed_deploy.train.saved": "torch",
     "nvembed_deploy.train.section": "pydantic",
+    "nvembed_deploy.train.shard": "torch",
     "nvembed_deploy.train.sources": "pydantic",
 }
 """Modules that cannot be imported without a heavy package, and the one they miss first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ _EXAMPLES = """examples:
   nvembed-deploy train train/smoke.toml
   nvembed-deploy train train/smol-135m-stage1.toml --resume
   nvembed-deploy train train/smoke.toml --set optimizer.steps=50 --set run.out=build/mine
-  accelerate launch --num_processes 8 -m nvembed_deploy.train train/nv-embed-v2-stage1.toml
+  torchrun --standalone --nproc_per_node 8 -m nvembed_deploy.train train/nv-embed-v2-stage1.toml
 """
 _STEPS = {
     "build-data": "nvembed_deploy.commands.build_data",
@@ -72,6 +73,8 @@ def train(args: argparse.Namespace) -> None:
     from nvembed_deploy.train import loop
 
     report = loop.train(recipe, resume=args.resume, overwrite=args.overwrite)
+    if os.environ.get("RANK", "0") != "0":  # torchrun's number of this process: one tells
+        return
     if args.json:
         values = dataclasses.asdict(report) | {"checkpoint": str(report.checkpoint)}
         cli.say(json.dumps(values))

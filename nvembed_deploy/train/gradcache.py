@@ -44,7 +44,7 @@ def backward(rows: Sequence[Tokens], embed: Embed, loss_of: Loss, budget: Budget
     Parameters' gradients are this rank's share: sum them over ranks.
     """
     lengths = np.array([len(row.ids) for row in rows])
-    chunks = _embed(rows, embed, _split(lengths, budget.chunk_tokens), budget)
+    chunks = _embed(rows, embed, split_rows(lengths, budget, *_ranks()))
     embedding_ND = _gather(chunks, len(rows)).requires_grad_()
     loss = loss_of(embedding_ND)
     if torch.isfinite(loss):
@@ -56,18 +56,31 @@ def backward(rows: Sequence[Tokens], embed: Embed, loss_of: Loss, budget: Budget
     return float(loss.detach())
 
 
-def _split(lengths_N: np.ndarray, chunk_tokens: int) -> list[list[int]]:
-    """Return this rank's rows as chunks of like length; every rank gets as many chunks."""
-    rank, world = _ranks()
+def split_rows(
+    lengths_N: np.ndarray, budget: Budget, rank: int = 0, world: int = 1
+) -> list[tuple[list[int], bool]]:
+    """Return a rank's rows as chunks of like length, each with whether it keeps its activations.
+
+    Both agree on all ranks: collectives inside a pass of the model must be met by all.
+    """
     order = np.argsort(lengths_N, kind="stable")[::-1]
-    shares = [_chunks(order[r::world], lengths_N, chunk_tokens) for r in range(world)]
+    shares = [_chunks(order[r::world], lengths_N, budget.chunk_tokens) for r in range(world)]
     most = max(len(share) for share in shares)
-    own = shares[rank]
-    while len(own) < most:  # collectives inside a forward pass must be met by all
-        widest = max(range(len(own)), key=lambda i: len(own[i]))
-        half = len(own[widest]) // 2
-        own[widest : widest + 1] = [own[widest][:half], own[widest][half:]]
-    return own
+    for share in shares:
+        _stretch(share, most)
+    tokens = [[len(c) * max(lengths_N[c], default=0) for c in share] for share in shares]
+    most_spent = np.cumsum(tokens, axis=1).max(axis=0)
+    return [
+        (c, bool(n <= budget.live_tokens)) for c, n in zip(shares[rank], most_spent, strict=True)
+    ]
+
+
+def _stretch(chunks: list[list[int]], count: int) -> None:
+    """Halve the widest chunks until there are as many as asked for."""
+    while len(chunks) < count:
+        widest = max(range(len(chunks)), key=lambda i: len(chunks[i]))
+        half = len(chunks[widest]) // 2
+        chunks[widest : widest + 1] = [chunks[widest][:half], chunks[widest][half:]]
 
 
 def _chunks(order: np.ndarray, lengths_N: np.ndarray, chunk_tokens: int) -> list[list[int]]:
@@ -81,12 +94,10 @@ def _chunks(order: np.ndarray, lengths_N: np.ndarray, chunk_tokens: int) -> list
 
 
 def _embed(
-    rows: Sequence[Tokens], embed: Embed, split: list[list[int]], budget: Budget
+    rows: Sequence[Tokens], embed: Embed, split: list[tuple[list[int], bool]]
 ) -> list[_Chunk]:
-    chunks, spent = [], 0
-    for indices in split:
-        spent += len(indices) * max((len(rows[i].ids) for i in indices), default=0)
-        is_live = spent <= budget.live_tokens
+    chunks = []
+    for indices, is_live in split:
         random = None if is_live else _random_state()
         with torch.set_grad_enabled(is_live):
             embedding_BD = _embed_rows(rows, indices, embed)

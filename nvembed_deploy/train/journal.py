@@ -135,8 +135,8 @@ class LiveView:
 
 @contextmanager
 def open_view(steps: int, done: int, every: int) -> Iterator[View]:
-    """Choose the live line in a terminal, plain lines elsewhere."""
-    if not sys.stderr.isatty():
+    """Choose the live line in a terminal, plain lines elsewhere; nothing if `every` is 0."""
+    if not every or not sys.stderr.isatty():
         yield PlainView(steps, every)
         return
     with LiveView(steps, done) as view:

@@ -1,8 +1,7 @@
 """This file owns a training run: data, steps, saving, resuming.
 
-One process or many (`accelerate launch`): all draw the same batch, each embeds its share of the
-rows, and the result is one process's. Gradients of adapter and pooler are summed here; under FSDP
-they are averaged by it, which the loss makes up for.
+One process or many (`torchrun`): all draw the same batch, each embeds its share of the
+rows, gradients are summed, and the result is one process's.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from nvembed_deploy.errors import GateError
 from nvembed_deploy.train.batch import TrainBatch, make_batch
@@ -40,6 +38,7 @@ from nvembed_deploy.train.mixture import Blend, Mixture
 from nvembed_deploy.train.recipe import OptimizerSection, TrainRecipe
 from nvembed_deploy.train.run_folder import claim, open_sources
 from nvembed_deploy.train.saved import Progressing, load_step, save_step, saved_steps, snapshot
+from nvembed_deploy.train.shard import shard
 from nvembed_deploy.train.sources import Source
 
 _MOST_NAN = 10
@@ -57,6 +56,7 @@ class RunReport:
     truncated: int
     skipped: int
     seconds: float
+    processes: int
 
 
 def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False) -> RunReport:
@@ -104,7 +104,10 @@ class _Run:
         self.accelerator = accelerator
         self.dtype = _DTYPES[recipe.run.precision]
         self.device = accelerator.device
+        self.is_sharded = recipe.run.shard and accelerator.num_processes > 1
         learner, self.tokenizer = open_learner(recipe, self.dtype, self.device)
+        if self.is_sharded:
+            shard(learner, self.device)
         section = recipe.optimizer
         pooler_rate = section.pooler_learning_rate or section.learning_rate
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -112,9 +115,6 @@ class _Run:
             betas=section.betas,
             weight_decay=section.weight_decay,
         )
-        self.is_sharded = accelerator.distributed_type is DistributedType.FSDP
-        if self.is_sharded:
-            learner, self.optimizer = accelerator.prepare(learner, self.optimizer)
         self.learner: Learner = learner
         weights = tuple(s.weight for s in recipe.data)
         one_source = recipe.batch.mix == "one-source"
@@ -135,18 +135,18 @@ class _Run:
     def finish(self) -> RunReport:
         """Take the remaining steps and write the checkpoint."""
         run, steps = self.recipe.run, self.recipe.optimizer.steps
-        is_main = self.accelerator.is_main_process
+        is_main: bool = self.accelerator.is_main_process
         journal = Journal(run.out, self.step) if is_main else None
         if run.tracker != "none":
             self.accelerator.init_trackers(run.out.name)
-        with open_view(steps, self.step, run.log_every) as view:
+        with open_view(steps, self.step, run.log_every if is_main else 0) as view:
             while self.step < steps:
                 record = self._step()
                 self._tell(record, journal, view)
                 if self.step % run.save_every == 0 or self.step == steps:
                     self._save()
-        self.accelerator.end_training()
         self._write_checkpoint()
+        self.accelerator.end_training()  # ends the group of processes too
         return self._report()
 
     def _step(self) -> StepRecord:
@@ -178,7 +178,6 @@ class _Run:
 
     def _backward(self, batch: TrainBatch) -> float:
         section, queries = self.recipe.loss, batch.num_queries
-        scale = self.accelerator.num_processes if self.is_sharded else 1
         allowed_QP = allowed_passages(
             torch.from_numpy(batch.owner_P),
             torch.from_numpy(batch.keep_QP),
@@ -187,18 +186,22 @@ class _Run:
 
         def loss_of(embedding_ND: torch.Tensor) -> torch.Tensor:
             query_QD, passage_PD = embedding_ND[:queries], embedding_ND[queries:]
-            return scale * info_nce(query_QD, passage_PD, allowed_QP, section.temperature)
+            return info_nce(query_QD, passage_PD, allowed_QP, section.temperature)
 
         budget = Budget(self.recipe.batch.chunk_tokens, self.recipe.batch.live_tokens)
         with autocast(self.device, self.dtype):
-            return backward(batch.rows, self.embed, loss_of, budget) / scale
+            return backward(batch.rows, self.embed, loss_of, budget)
 
-    def _update(self) -> float:
-        trained = list(self.learner.trained().values())
+    def _sum_gradients(self) -> None:
+        """Add up the processes' gradients; a sharded learner has done so in its backward pass."""
         if self.accelerator.num_processes > 1 and not self.is_sharded:
-            for parameter in trained:
+            for parameter in self.learner.trained().values():
                 assert parameter.grad is not None
                 torch.distributed.all_reduce(parameter.grad)
+
+    def _update(self) -> float:
+        self._sum_gradients()
+        trained = list(self.learner.trained().values())
         norm = torch.nn.utils.clip_grad_norm_(trained, self.recipe.optimizer.max_grad_norm)
         self.optimizer.step()
         self.unfinite = 0
@@ -253,4 +256,5 @@ class _Run:
             truncated=sum(r.truncated for r in records),
             skipped=self.skipped,
             seconds=sum(r.seconds for r in records),
+            processes=self.accelerator.num_processes,
         )

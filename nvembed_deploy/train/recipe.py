@@ -143,6 +143,8 @@ class RunSection(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
+    shard: bool = False
+    """Spread the weights over all processes (FSDP2), for a decoder too large for one GPU."""
     compile: bool = False
     """Compile the decoder's layers (torch.compile): a minute at the start, then twice the speed on
     a CPU; needs a C++ compiler there."""

@@ -14,6 +14,10 @@ from nvembed_deploy.train.recipe import TrainRecipe
 from nvembed_deploy.train.sources import Source, open_source
 
 RECIPE = "recipe.json"
+_WATCHING = {"run.log_every", "run.save_every", "run.keep", "run.tracker", "run.out"}
+_MEMORY = {"run.shard", "run.gradient_checkpointing", "batch.chunk_tokens", "batch.live_tokens"}
+_FREE = _WATCHING | _MEMORY | {"run.compile"}
+"""What may change when a run goes on: a machine with less memory must be able to end it."""
 
 
 def open_sources(recipe: TrainRecipe) -> list[Source]:
@@ -72,9 +76,8 @@ def claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
 
 
 def _differing(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """List the keys that would change the result."""
-    free = {"run.log_every", "run.save_every", "run.keep", "run.tracker", "run.out"}
-    keys = {f"{s}.{k}" for s in new if isinstance(new[s], dict) for k in new[s]} - free
+    """List the keys that would change the result by more than rounding."""
+    keys = {f"{s}.{k}" for s in new if isinstance(new[s], dict) for k in new[s]} - _FREE
     changed = [k for k in sorted(keys) if _at(new, k) != _at(old, k)]
     return changed + (["data"] if new["data"] != old.get("data") else [])
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from nvembed_deploy.text import Tokenizer
 from nvembed_deploy.train.batch import make_batch
 from nvembed_deploy.train.example import to_example
-from nvembed_deploy.train.gradcache import Budget, backward, embedder
+from nvembed_deploy.train.gradcache import Budget, backward, embedder, split_rows
 from nvembed_deploy.train.learner import Learner, open_learner
 from nvembed_deploy.train.loss import info_nce
 from nvembed_deploy.train.recipe import TextSection
@@ -76,3 +78,17 @@ def test_a_loss_that_is_not_finite_leaves_no_gradient(opened: tuple[Learner, Tok
     loss = backward(rows, embed, lambda e: e.sum() * float("nan"), WHOLE)
     assert math.isnan(loss)
     assert all(p.grad is None for p in learner.parameters())
+
+
+def test_all_ranks_run_the_model_equally_often() -> None:
+    random = np.random.default_rng(0)
+    for count, world in product((1, 2, 3, 17, 40), (1, 2, 3, 8)):
+        lengths_N = random.integers(3, 65, count)
+        for budget in (Budget(100, 0), Budget(100, 150), Budget(100, 300), WHOLE):
+            splits = [split_rows(lengths_N, budget, rank, world) for rank in range(world)]
+            assert len({tuple(is_live for _, is_live in split) for split in splits}) == 1
+            rows = [row for split in splits for indices, _ in split for row in indices]
+            assert sorted(rows) == list(range(count))
+            for indices, _ in (chunk for split in splits for chunk in split):
+                longest = max(lengths_N[indices], default=0)
+                assert len(indices) <= 1 or len(indices) * longest <= budget.chunk_tokens
