@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nvembed_deploy.engine_record import Profile, Shape
 from nvembed_deploy.runtimes.cuda_memory import Gpu
-from nvembed_deploy.runtimes.launch import Launch
+from nvembed_deploy.runtimes.launch import Launch, fill_rows
 from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT
 from nvembed_deploy.text import Batch
 
@@ -34,18 +34,10 @@ class BatchBuffers:
         self.addresses[OUTPUT] = gpu.allocate(texts * width * _ROW_ITEM_BYTES)
 
     def fill(self, batch: Batch, launch: Launch) -> None:
-        """Write a launch's rows of a batch into host memory, padded to its shape.
-
-        A row that is padding has one token, attended and averaged: a row without any would be a
-        softmax over nothing.
-        """
-        num_texts = launch.stop - launch.start
+        """Write a launch's rows of a batch into host memory, padded to its shape."""
         arrays = (batch.input_ids_BS, batch.attention_mask_BS, batch.pool_mask_BS)
         for name, array_BS in zip(INPUTS, arrays, strict=True):
-            view_BS = self._view(name, launch.shape)
-            view_BS[...] = 0
-            view_BS[:num_texts, : array_BS.shape[1]] = array_BS[launch.start : launch.stop]
-            view_BS[num_texts:, 0] = 1
+            fill_rows(self._view(name, launch.shape), array_BS, launch)
 
     def upload(self, shape: Shape) -> None:
         """Order the inputs' copies to the GPU."""

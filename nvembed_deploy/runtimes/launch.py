@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nvembed_deploy.engine_record import Profile, Shape
 from nvembed_deploy.errors import InputError
 
@@ -39,6 +42,21 @@ class Launch:
     start: int
     stop: int
     is_repeated: bool
+
+
+def fill_rows(
+    padded_BS: NDArray[np.int64], array_BS: NDArray[np.int64], launch: Launch
+) -> NDArray[np.int64]:
+    """Write a launch's rows of a batch's array into the launch's shape, and return that.
+
+    A row that is padding has one token, attended and averaged: a row without any would be a softmax
+    over nothing.
+    """
+    num_texts = launch.stop - launch.start
+    padded_BS[...] = 0
+    padded_BS[:num_texts, : array_BS.shape[1]] = array_BS[launch.start : launch.stop]
+    padded_BS[num_texts:, 0] = 1
+    return padded_BS
 
 
 def plan_launches(shape: Shape, profiles: Sequence[Profile]) -> list[Launch]:

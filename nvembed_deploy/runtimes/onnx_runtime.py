@@ -17,7 +17,18 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from nvembed_deploy.artifact import Artifact
+from nvembed_deploy.engine_record import Shape
 from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, MissingPackageError
+from nvembed_deploy.runtimes.launch import fill_rows, plan_launches
+from nvembed_deploy.runtimes.onnx_tensorrt import (
+    RTX_PROVIDER,
+    check_plugin,
+    graph_and_context,
+    profile_of,
+    rtx_device,
+    rtx_options,
+    tensorrt_options,
+)
 from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT, RuntimeOptions
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch
@@ -27,6 +38,7 @@ _PROVIDERS = {
     "cpu": (_CPU,),
     "cuda": (_CUDA, _CPU),
     "tensorrt": (_TENSORRT, _CUDA, _CPU),
+    "tensorrt-rtx": (RTX_PROVIDER, _CPU),
 }
 
 logger = logging.getLogger(__name__)
@@ -39,6 +51,16 @@ class _Target:
     device: str
     providers: tuple[str, ...]
     is_named: bool
+
+    @property
+    def kind(self) -> str:
+        """The device without its number."""
+        return self.device.partition(":")[0]
+
+    @property
+    def index(self) -> int:
+        """The device's number."""
+        return int(self.device.partition(":")[2] or 0)
 
 
 _CPU_TARGET = _Target("cpu", (_CPU,), is_named=False)
@@ -67,6 +89,7 @@ class OnnxRuntime:
             target = _CPU_TARGET
         _check_signature(artifact, session)
         self.device = target.device
+        self._profiles = (profile_of(artifact),) if target.kind.startswith("tensorrt") else ()
         self._run_options = _run_options(target, options)
         self._session: ort.InferenceSession | None = session
 
@@ -74,12 +97,29 @@ class OnnxRuntime:
         """Return L2-normalised embeddings [B, D] of a right-padded batch."""
         if self._session is None:
             raise InputError("the encoder is closed", "open it again with load_encoder")
-        feed = {
-            "input_ids": batch.input_ids_BS,
-            "attention_mask": batch.attention_mask_BS,
-            "pool_mask": batch.pool_mask_BS,
-        }
-        (embedding_BD,) = self._session.run([OUTPUT], feed, self._run_options)
+        arrays = (batch.input_ids_BS, batch.attention_mask_BS, batch.pool_mask_BS)
+        feed = dict(zip(INPUTS, arrays, strict=True))
+        if self._profiles:
+            return self._embed_in_profile(self._session, feed)
+        return self._run(self._session, feed)
+
+    def _embed_in_profile(
+        self, session: ort.InferenceSession, feed: dict[str, NDArray[np.int64]]
+    ) -> NDArray[np.float32]:
+        """Run a batch as TensorRT takes it: padded, and in parts where it is too large."""
+        shape, rows = Shape(*feed[INPUTS[0]].shape), []
+        for launch in plan_launches(shape, self._profiles):
+            padded = {
+                name: fill_rows(np.empty(launch.shape, np.int64), array_BS, launch)
+                for name, array_BS in feed.items()
+            }
+            rows.append(self._run(session, padded)[: launch.stop - launch.start])
+        return np.concatenate(rows)
+
+    def _run(
+        self, session: ort.InferenceSession, feed: dict[str, NDArray[np.int64]]
+    ) -> NDArray[np.float32]:
+        (embedding_BD,) = session.run([OUTPUT], feed, self._run_options)
         return np.asarray(embedding_BD, dtype=np.float32)
 
     def close(self) -> None:
@@ -105,11 +145,14 @@ def _target(options: RuntimeOptions) -> _Target:
     kind, _, index = device.partition(":")
     if kind not in _PROVIDERS or (index and not index.isdecimal()):
         raise InputError(
-            f"device is {device!r}, expected cpu, cuda, cuda:N, tensorrt or tensorrt:N",
+            f"device is {device!r}, expected cpu, cuda, cuda:N, tensorrt, tensorrt:N, "
+            "tensorrt-rtx or tensorrt-rtx:N",
             "leave it out to take a GPU where there is one",
         )
     providers = options.providers or _PROVIDERS[kind]
-    if providers[0] not in available:
+    if providers[0] == RTX_PROVIDER:
+        check_plugin()
+    elif providers[0] not in available:
         raise MissingPackageError(
             f"{providers[0]} was asked for; this onnxruntime has {', '.join(available)}",
             "pip install 'nvembed-deploy[onnx-gpu]' for NVIDIA GPUs",
@@ -157,11 +200,17 @@ def _open_session(
     session_options.enable_mem_pattern = False  # it plans for one shape; ours vary with each batch
     if options.threads is not None:
         session_options.intra_op_num_threads = options.threads
+    graph, settings = graph_and_context(artifact, target.kind, options)
+    for key, value in settings.items():
+        session_options.add_session_config_entry(key, value)
+    if target.providers[0] == RTX_PROVIDER:
+        device = rtx_device(target.index)
+        session_options.add_provider_for_devices([device], rtx_options(artifact))
     try:
         return ort.InferenceSession(
-            artifact.graph,
+            graph,
             session_options,
-            providers=[(p, _provider_options(p, target, options)) for p in target.providers],
+            providers=_providers(artifact, target, options),
             enable_fallback=0,  # it prints and goes on with the CPU; `_report_fallback` decides
         )
     except Exception as error:  # ONNX Runtime's errors share no other base
@@ -174,16 +223,21 @@ def _open_session(
         ) from error
 
 
-def _provider_options(provider: str, target: _Target, options: RuntimeOptions) -> dict[str, str]:
-    if provider not in (_CUDA, _TENSORRT):
-        return {}
-    values = {"device_id": target.device.partition(":")[2] or "0"}
-    if provider == _CUDA:
-        # Exact growth: doubling would reserve up to twice the largest batch.
-        values["arena_extend_strategy"] = "kSameAsRequested"
-        if options.memory_limit_bytes is not None:
-            values["gpu_mem_limit"] = str(options.memory_limit_bytes)
-    return values
+def _providers(
+    artifact: Artifact, target: _Target, options: RuntimeOptions
+) -> list[tuple[str, dict[str, str]]] | None:
+    """Return each provider with its options; None where the session's options hold the plugin."""
+    if target.providers[0] == RTX_PROVIDER:
+        return None
+    device = {"device_id": str(target.index)}
+    # Exact growth: doubling would reserve up to twice the largest batch.
+    cuda = {**device, "arena_extend_strategy": "kSameAsRequested"}
+    if options.memory_limit_bytes is not None:
+        cuda["gpu_mem_limit"] = str(options.memory_limit_bytes)
+    known = {_CUDA: cuda}
+    if target.providers[0] == _TENSORRT:
+        known[_TENSORRT] = device | tensorrt_options(artifact)
+    return [(provider, known.get(provider, {})) for provider in target.providers]
 
 
 def _report_fallback(target: _Target, reason: str) -> None:
