@@ -33,6 +33,10 @@ HEAVY = (
     "transformers",
 )
 NEEDS = {
+    "nvembed_deploy.bench.competitors.device": "torch",
+    "nvembed_deploy.bench.competitors.plain_forward": "torch",
+    "nvembed_deploy.bench.competitors.sentence_encoder": "torch",
+    "nvembed_deploy.bench.competitors.traced_graph": "onnxruntime",
     "nvembed_deploy.export.builder": "onnx_ir",
     "nvembed_deploy.export.calibrate": "torch",
     "nvembed_deploy.export.check": "onnx_ir",
@@ -93,12 +97,14 @@ COMMANDS = [
     ["nvembed_deploy", "inspect"],
     ["nvembed_deploy", "encode"],
     ["nvembed_deploy", "parity"],
+    ["nvembed_deploy", "bench"],
     ["nvembed_deploy", "train"],
     ["nvembed_deploy", "build-data"],
     ["nvembed_deploy", "mine"],
     ["nvembed_deploy", "synthesize"],
     ["nvembed_deploy.export"],
     ["nvembed_deploy.parity"],
+    ["nvembed_deploy.bench"],
     ["nvembed_deploy.train"],
 ]
 

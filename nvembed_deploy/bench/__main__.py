@@ -1,0 +1,165 @@
+"""This file owns the benchmark command line: `python -m nvembed_deploy.bench ARTIFACT ...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvembed_deploy import cli
+from nvembed_deploy.bench.side import (
+    COMPETITORS,
+    OURS,
+    SERVERS,
+    competitor,
+    own_sides,
+    with_distinct_names,
+)
+from nvembed_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from nvembed_deploy.bench.measure import Note
+    from nvembed_deploy.bench.run import Plan
+    from nvembed_deploy.bench.side import Side
+
+_WIDTH = 120
+"""Columns where no terminal says how many it has."""
+_EXAMPLES = """examples:
+  nvembed-deploy bench ./artifact
+  nvembed-deploy bench fp32=./artifact int8=./artifact-int8 --mix queries
+  nvembed-deploy bench ./artifact --checkpoint ./NV-Embed-v2 --against sentence-transformers
+  nvembed-deploy bench ./artifact --against tei=http://localhost:8080 --json bench.json
+
+exit code: 0 done, 1 a ratio is below its floor, 2 bad input, 3 a package or hardware is missing
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Measure how fast artifacts encode, beside what else people run."
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "sides", nargs="+", metavar="[NAME=]PATH", help="artifacts or checkpoints; first = the base"
+    )
+    parser.add_argument("--runtime", action="append", default=[], help="of these (repeat)")
+    parser.add_argument("--device", help="of all sides: cpu, cuda, ...")
+    parser.add_argument("--threads", type=cli.positive, help="processor threads of every side")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"{', '.join(COMPETITORS)}; servers: {', '.join(f'{s}=URL' for s in SERVERS)}",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, help="weights of the competitors (default: a side that is one)"
+    )
+    parser.add_argument(
+        "--mix",
+        nargs="+",
+        default=[],
+        metavar="MIX",
+        help="queries, passages, long, real, or a .jsonl file (default: the first three)",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=20.0, help="by side and mix (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=cli.positive, default=5, help="at most (%(default)s)")
+    parser.add_argument("--starts", type=cli.positive, default=2, help="of each (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the texts (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    cli.add_traceback(parser)
+    parser.set_defaults(command=bench)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected seconds above 0")
+    return value
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from rich.console import Console
+
+    from nvembed_deploy.bench.run import run_benchmark
+    from nvembed_deploy.bench.table import print_report
+
+    plan = _plan(args)
+    with _progress() as note:
+        report = run_benchmark(plan, note)
+    console = Console()
+    print_report(report, console if console.is_terminal else Console(width=_WIDTH))
+    if args.json:
+        report.write_json(args.json)
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from nvembed_deploy.bench.measure import Effort
+    from nvembed_deploy.bench.mixes import DEFAULT
+    from nvembed_deploy.bench.run import Plan
+
+    sides = own_sides(args.sides, args.runtime) + [competitor(name) for name in args.against]
+    sides = [replace(side, device=args.device, threads=args.threads) for side in sides]
+    return Plan(
+        with_distinct_names(sides),
+        checkpoint=_checkpoint(args, sides),
+        mixes=tuple(args.mix) or DEFAULT,
+        effort=Effort(args.seconds, args.rounds),
+        starts=args.starts,
+        seed=args.seed,
+    )
+
+
+def _checkpoint(args: argparse.Namespace, sides: list[Side]) -> Path | None:
+    """Return whose weights the competitors get.
+
+    Raises:
+        InputError: a competitor needs them and no checkpoint is named.
+    """
+    from nvembed_deploy.artifact import is_artifact
+
+    own = [Path(side.path) for side in sides if side.kind == OURS]
+    named = args.checkpoint or next((path for path in own if not is_artifact(path)), None)
+    if named is None and any(side.needs_weights for side in sides):
+        raise InputError(
+            "the competitors need the model's weights, and no side is a checkpoint",
+            "name the one that the artifact was exported from: --checkpoint DIR",
+        )
+    if named is not None and not named.is_dir():
+        raise InputError(f"checkpoint {named} does not exist", "correct the path")
+    return named
+
+
+@contextmanager
+def _progress() -> Iterator[Note]:
+    """Yield a function that shows what is done now, where standard error is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _text: None
+        return
+    with console.status("") as status:
+        yield status.update
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run it; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nvembed_deploy.bench")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    return cli.run(args.command, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

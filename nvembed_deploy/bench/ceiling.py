@@ -1,0 +1,70 @@
+"""This file owns the speed limit of this machine now: the model's largest product, nothing else.
+
+It is measured again in each round, between the sides, so that a neighbour's load slows both.
+Legend: T tokens, D hidden, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+
+import numpy as np
+
+TOKENS = 512
+"""Rows of the product: enough that more are no faster per row on a processor or a GPU."""
+_LEAST_SECONDS = 0.3
+_TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def measure_ceiling(
+    hidden: int, feed: int, dtypes: Iterable[str], device: str = "cpu"
+) -> dict[str, float]:
+    """Return FLOP/s of [T, D] x [D, F] by number format; the best of repeated products.
+
+    torch's, or numpy's in float32 where torch is not installed. A format that neither has is left
+    out.
+    """
+    known = [name for name in dtypes if name in _TORCH_NAMES]
+    if find_spec("torch") is None:
+        return {"fp32": _rate(_numpy_product(hidden, feed), hidden * feed)}
+    return {n: _rate(_torch_product(hidden, feed, n, device), hidden * feed) for n in known}
+
+
+def _rate(product: Callable[[], None], weights: int) -> float:
+    product()
+    best, ends = float("inf"), time.perf_counter() + _LEAST_SECONDS
+    while best == float("inf") or time.perf_counter() < ends:
+        started = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - started)
+    return 2 * TOKENS * weights / best
+
+
+def _torch_product(hidden: int, feed: int, dtype: str, device: str) -> Callable[[], None]:
+    import torch
+
+    kind = getattr(torch, _TORCH_NAMES[dtype])
+    states_TD = torch.randn(TOKENS, hidden, device=device).to(kind)
+    weight_FD = torch.randn(feed, hidden, device=device).to(kind)
+
+    def product() -> None:
+        with torch.inference_mode():
+            torch.nn.functional.linear(states_TD, weight_FD)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return product
+
+
+def _numpy_product(hidden: int, feed: int) -> Callable[[], None]:
+    rng = np.random.default_rng(0)
+    states_TD = rng.standard_normal((TOKENS, hidden), np.float32)
+    weight_DF = rng.standard_normal((hidden, feed), np.float32)
+    out_TF = np.empty((TOKENS, feed), np.float32)
+
+    def product() -> None:
+        np.matmul(states_TD, weight_DF, out=out_TF)
+
+    return product

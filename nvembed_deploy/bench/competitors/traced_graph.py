@@ -1,0 +1,44 @@
+"""This file owns ONNX Runtime on torch.onnx.export's graph: float32, batches of 32 by length.
+
+Legend: N texts, D hidden.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort  # noqa: TID253 - only the worker of such a side imports this file
+from numpy.typing import NDArray
+
+from nvembed_deploy.bench.competitors.features import BATCH, Tokenization
+from nvembed_deploy.bench.competitors.weights import TRACED
+from nvembed_deploy.bench.side import Side
+from nvembed_deploy.bench.subject import Subject
+
+
+def open_traced(side: Side) -> Subject:
+    """Open a session with ONNX Runtime's own defaults."""
+    tokenization = Tokenization(Path(side.path))
+    options = ort.SessionOptions()
+    if side.threads is not None:
+        options.intra_op_num_threads = side.threads
+    is_cpu = side.device == "cpu" or "CUDAExecutionProvider" not in ort.get_available_providers()
+    providers = ["CPUExecutionProvider"] if is_cpu else ["CUDAExecutionProvider"]
+    session = ort.InferenceSession(str(Path(side.path) / TRACED), options, providers=providers)
+
+    def encode(texts: list[str], instruction: str) -> NDArray[np.float32]:
+        prefix = tokenization.prefix(instruction)
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(texts)
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            features = tokenization.features([texts[i] for i in chosen], prefix)
+            (rows_BD,) = session.run(None, features)
+            for index, row_D in zip(chosen, rows_BD, strict=True):
+                rows[index] = row_D
+        return np.stack(rows)
+
+    device = "cpu" if session.get_providers()[0] == "CPUExecutionProvider" else "cuda"
+    facts = {"runtime": "onnxruntime", "device": device, "dtype": "fp32"}
+    return Subject(encode, tokenization.lengths, facts)

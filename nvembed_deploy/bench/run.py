@@ -1,0 +1,153 @@
+"""This file owns a whole run: every side started, every mix measured, every process ended."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nvembed_deploy.bench.machine import gpu_bytes, machine, versions
+from nvembed_deploy.bench.measure import Effort, Note, Workers, measure_mix
+from nvembed_deploy.bench.mixes import DEFAULT, make_mix
+from nvembed_deploy.bench.process import WorkerProcess, start
+from nvembed_deploy.bench.report import MixNumbers, Report, SideStart, summarize
+from nvembed_deploy.bench.side import Side
+from nvembed_deploy.spec import ModelSpec
+
+Scale = Callable[[Workers, int, Note], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        sides: ours first; the first is who the others are compared with.
+        checkpoint: whose weights the competitors get; None where none needs them.
+        mixes: names or files.
+        effort: how long.
+        starts: how often each side is started; load and cold start are medians.
+        seed: of the choice of texts.
+        scale: measures the cost against batch, length and corpus, if that is wanted.
+    """
+
+    sides: list[Side]
+    checkpoint: Path | None = None
+    mixes: tuple[str, ...] = DEFAULT
+    effort: Effort = field(default_factory=Effort)
+    starts: int = 2
+    seed: int = 0
+    scale: Scale | None = None
+
+
+@dataclass
+class _Start:
+    """What was seen when a side was started."""
+
+    load: list[float] = field(default_factory=list)
+    cold: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run_benchmark(plan: Plan, note: Note) -> Report:
+    """Measure all of a plan.
+
+    Raises:
+        NVEmbedError: a side cannot be opened or fails; its name is in the message.
+    """
+    before = machine()
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with ExitStack() as stack:
+        sides = stack.enter_context(_with_weights(plan, note))
+        workers, starts = _start_all(sides, plan.starts, stack, note)
+        first = next(iter(starts.values())).facts
+        spec = ModelSpec.from_dict(first["spec"])
+        mixes = _measure_all(plan, spec, workers, starts, note)
+        scaling = plan.scale(workers, spec.text.max_tokens, note) if plan.scale else {}
+        begun = _starts(starts, workers, sides)
+    settings = {
+        "sides": [side.to_dict() for side in plan.sides],
+        "effort": asdict(plan.effort),
+        "starts": plan.starts,
+        "seed": plan.seed,
+    }
+    return Report(date, before, versions(), settings, begun, mixes, scaling)
+
+
+@contextmanager
+def _with_weights(plan: Plan, note: Note) -> Iterator[list[Side]]:
+    """Yield the sides, the competitors with a folder of weights in their own formats."""
+    needing = [side for side in plan.sides if side.needs_weights]
+    with tempfile.TemporaryDirectory(prefix="nvembed-bench-") as folder:
+        if needing:
+            note("write the weights for the competitors")
+            is_traced = any(side.kind == "onnx-traced" for side in needing)
+            with WorkerProcess("weights") as worker:
+                request = {"checkpoint": str(plan.checkpoint), "folder": folder}
+                worker.ask("prepare", **request, is_traced=is_traced)
+        yield [replace(s, path=folder) if s.needs_weights else s for s in plan.sides]
+
+
+def _start_all(
+    sides: list[Side], times: int, stack: ExitStack, note: Note
+) -> tuple[Workers, dict[str, _Start]]:
+    """Start every side `times` times, in turns; the last ones stay."""
+    workers: Workers = {}
+    starts = {side.name: _Start() for side in sides}
+    for number in range(times):
+        for side in sides:
+            note(f"start {side.name}")
+            worker, opened = start(side)
+            seen = starts[side.name]
+            seen.load.append(opened["load_seconds"])
+            seen.cold.append(opened["cold_start_seconds"])
+            seen.facts = opened["facts"]
+            if number < times - 1:
+                worker.close()
+            else:
+                workers[side.name] = stack.enter_context(worker)
+    return workers, starts
+
+
+def _measure_all(
+    plan: Plan, spec: ModelSpec, workers: Workers, starts: dict[str, _Start], note: Note
+) -> list[MixNumbers]:
+    first = next(iter(workers.values()))
+
+    def lengths(texts: list[str]) -> list[int]:
+        counted: list[int] = first.ask("tokenize", groups=[["", texts]])["lengths"]
+        return counted
+
+    facts = {name: seen.facts for name, seen in starts.items()}
+    request = {
+        "hidden": spec.backbone.hidden_size,
+        "feed": spec.backbone.intermediate_size,
+        "dtypes": sorted({"fp32", *(str(f.get("dtype", "fp32")) for f in facts.values())}),
+        "device": next(iter(facts.values())).get("device", "cpu").partition(":")[0],
+    }
+    found = []
+    with WorkerProcess("ceiling", plan.sides[0].threads) as worker:
+        for name in plan.mixes:
+            mix = make_mix(name, lengths, spec.text.max_tokens, plan.seed)
+            run = measure_mix(
+                mix, workers, lambda: worker.ask("ceiling", **request), plan.effort, note
+            )
+            found.append(summarize(run, spec, facts))
+    return found
+
+
+def _starts(starts: dict[str, _Start], workers: Workers, sides: list[Side]) -> dict[str, SideStart]:
+    on_gpu = gpu_bytes(worker.pid for worker in workers.values())
+    found = {}
+    for side in sides:
+        seen, worker = starts[side.name], workers[side.name]
+        peak = None if side.url else worker.ask("memory")["peak_bytes"]
+        facts = {key: value for key, value in seen.facts.items() if key != "spec"}
+        load, cold = statistics.median(seen.load), statistics.median(seen.cold)
+        found[side.name] = SideStart(load, cold, peak, on_gpu.get(worker.pid), facts)
+    return found

@@ -1,0 +1,84 @@
+"""This file owns the tables on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from nvembed_deploy import cli
+from nvembed_deploy.bench.report import MixNumbers, Report, SideNumbers
+
+_GOOD, _FAR = 0.9999, 0.99
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print one table for each mix and one for starts and memory."""
+    for mix in report.mixes:
+        console.print(_mix_table(mix))
+        console.print()
+    console.print(_start_table(report))
+    machine = report.machine
+    console.print(
+        f"[dim]{machine['processor']}, {machine['cores']} cores, load {machine['load'][0]:g} before"
+        f" the run; {report.date}\ncompare rows of one table: they were measured in turns[/]"
+    )
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _mix_table(mix: MixNumbers) -> Table:
+    table = _table(
+        f"[bold]{mix.name}[/]: {mix.texts} texts of {mix.shortest} to {mix.longest} tokens",
+        ("tokens/s", "", "texts/s", "p50 ms", "p95", "p99", "of peak", "tokenise", "cosine"),
+    )
+    fastest = max(side.tokens_per_second for side in mix.sides.values())
+    for name, side in mix.sides.items():
+        bold = side.tokens_per_second == fastest
+        table.add_row(
+            f"[bold]{name}[/]" if bold else name,
+            f"{side.tokens_per_second:,.0f}",
+            _relative(side),
+            f"{side.texts_per_second:,.4g}",
+            *(f"{side.latency_ms[p]:.4g}" for p in ("p50", "p95", "p99")),
+            _percent(side.utilisation) + (f" {side.ceiling_dtype}" if side.ceiling_dtype else ""),
+            _percent(side.tokenize_share),
+            cosine_text(side),
+        )
+    return table
+
+
+def _relative(side: SideNumbers) -> str:
+    return f"[dim]x {1 / side.speedup:.2f}[/]"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def cosine_text(side: SideNumbers) -> str:
+    """Return the lowest cosine, coloured by how far the rows are from the first side's."""
+    tone = "green" if side.cosine_min >= _GOOD else "yellow" if side.cosine_min >= _FAR else "red"
+    return f"[{tone}]{side.cosine_min:.6f}[/]"
+
+
+def _start_table(report: Report) -> Table:
+    columns = ("load s", "cold start s", "peak memory", "GPU", "runs on")
+    table = _table("[bold]start and memory[/]", columns)
+    for name, side in report.sides.items():
+        facts = side.facts
+        place = [str(facts[k]) for k in ("runtime", "dtype", "device") if facts.get(k)]
+        table.add_row(
+            name,
+            f"{side.load_seconds:.2f}",
+            f"{side.cold_start_seconds:.2f}",
+            "-" if side.peak_bytes is None else cli.human_bytes(side.peak_bytes),
+            "-" if side.gpu_bytes is None else cli.human_bytes(side.gpu_bytes),
+            " ".join(place),
+        )
+    return table

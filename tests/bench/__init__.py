@@ -1,0 +1,1 @@
+"""Tests of nvembed_deploy/bench/."""

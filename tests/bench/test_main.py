@@ -1,0 +1,66 @@
+"""The command, run as a user does on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.bench.__main__ import main
+
+QUICK = ["--seconds", "0.01", "--starts", "1", "--threads", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def mix(tmp_path: Path) -> Path:
+    """A small file of queries and passages."""
+    path = tmp_path / "small.jsonl"
+    lines = [
+        {"text": f"the cat sat on {i} mats " * (i + 1), "instruction": "find" * (i % 2)}
+        for i in range(8)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_sides_are_measured_in_turns_and_compared(
+    tiny_artifact: Path,
+    tiny_assembled: Path,
+    mix: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "bench.json"
+    words = [f"onnx={tiny_artifact}", f"torch={tiny_assembled}", "--mix", str(mix)]
+    words += ["--against", "sentence-transformers", "--json", str(out), *QUICK]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    (numbers,) = found["mixes"]
+    assert list(numbers["sides"]) == ["onnx", "torch", "sentence-transformers"]
+    assert (numbers["name"], numbers["texts"]) == ("small", 8)
+    for name, side in numbers["sides"].items():
+        assert name in shown
+        assert side["slowest"] <= side["tokens_per_second"] <= side["fastest"]
+        assert side["latency_ms"]["p50"] <= side["latency_ms"]["p99"]
+        assert side["cosine_min"] > 1 - 1e-6
+        assert 0 < side["tokenize_share"] < 1
+        assert side["utilisation"] > 0
+        start = found["sides"][name]
+        assert start["peak_bytes"] > 1 << 20
+        assert start["cold_start_seconds"] > start["load_seconds"]
+    assert numbers["sides"]["onnx"]["speedup"] == 1
+    assert {"date", "machine", "versions", "settings"} <= set(found)
+
+
+def test_a_competitor_without_weights_says_what_to_give(
+    tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tiny_artifact), "--against", "transformers", *QUICK]) == 2
+    assert "fix: name the one that the artifact was exported from" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nowhere"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
