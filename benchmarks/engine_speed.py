@@ -1,0 +1,170 @@
+"""This file owns what one engine is worth on one machine: its rows beside a reference's, its speed.
+
+Batches are random token ids, the same for every run, so that no tokenizer is in the way and a
+random checkpoint serves as well as a trained one. A reference run saves its rows for the others.
+Run: python -m benchmarks.engine_speed ARTIFACT --runtime tensorrt --reference rows.npy
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nvembed_deploy import load_encoder
+from nvembed_deploy.artifact import is_artifact, read_manifest
+from nvembed_deploy.runtimes import Encoder, RuntimeOptions
+from nvembed_deploy.spec import Precision
+from nvembed_deploy.text import Batch, Tokens, collate
+
+SHAPES = ((1, 32), (1, 128), (1, 512), (8, 128), (32, 128), (64, 128), (16, 512), (4, 2048))
+"""Texts and tokens of the timed batches: one query, a few, passages together, long documents."""
+LENGTHS = (5, 17, 40, 64, 100, 128, 250, 400, 512, 700, 1024, 2000)
+"""Tokens of the compared texts."""
+_PACKAGES = ("tensorrt", "tensorrt-rtx-cu13", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
+_FIRST_ID = 3
+"""Ids below are BOS, EOS and unknown."""
+_WARM_UP = 4
+"""Runs that are not timed; the third replays a recorded CUDA graph."""
+
+
+def main() -> int:
+    """Load, compare, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="artifact, or checkpoint with --runtime torch")
+    parser.add_argument("--runtime", default="auto")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype", choices=[p.value for p in Precision], help="of torch")
+    parser.add_argument("--reference", type=Path, help="rows to compare with")
+    parser.add_argument("--save", type=Path, help="write the rows here")
+    parser.add_argument("--repeats", type=int, default=50, help="timed runs; 0 times nothing")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    args = parser.parse_args()
+    dtype = Precision(args.dtype) if args.dtype else None
+    options = RuntimeOptions(device=args.device, dtype=dtype)
+    started = time.monotonic()
+    with load_encoder(args.source, args.runtime, options=options) as encoder:
+        loaded = time.monotonic() - started
+        rows_ND = embed_all(encoder)
+        result = {
+            **about(args.source, encoder),
+            "load_seconds": round(loaded, 1),
+            "agreement": compare(rows_ND, args.reference) if args.reference else None,
+            "speed": [time_shape(encoder, shape, args.repeats) for shape in shapes_for(encoder)]
+            if args.repeats
+            else [],
+            "gpu_memory_mib": gpu_memory_mib(),
+        }
+    if args.save:
+        np.save(args.save, rows_ND)
+    text = json.dumps(result, indent=2)
+    print(text)  # noqa: T201
+    if args.json:
+        args.json.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def about(source: Path, encoder: Encoder) -> dict[str, Any]:
+    """Return what ran where."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    manifest = read_manifest(source) if is_artifact(source) else None
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "versions": versions,
+        "runtime": encoder.runtime.name,
+        "device": encoder.runtime.device,
+        "layers": encoder.spec.backbone.num_layers,
+        "precision": manifest.recipe.get("scheme") or manifest.precision if manifest else None,
+        "engines": {n: r.summary for n, r in manifest.engines.items()} if manifest else {},
+    }
+
+
+def random_batch(encoder: Encoder, lengths: list[int], seed: int) -> Batch:
+    """Return texts of given lengths, of random ids; an eighth of each is an instruction."""
+    spec, generator = encoder.spec, np.random.default_rng(seed)
+    tokens = []
+    for length in lengths:
+        ids = generator.integers(_FIRST_ID, spec.backbone.vocab_size, length, dtype=np.int64)
+        ids[0], ids[-1] = spec.text.bos_id, spec.text.eos_id
+        tokens.append(Tokens(ids, num_masked=length // 8))
+    return collate(tokens, spec.text.pad_id)
+
+
+def embed_all(encoder: Encoder) -> NDArray[np.float32]:
+    """Return the rows [N, D] of the compared texts: alone, and again all short ones together."""
+    longest = encoder.max_seq_length
+    lengths = [length for length in LENGTHS if length <= longest]
+    alone = [encoder.runtime.embed(random_batch(encoder, [n], seed=n)) for n in lengths]
+    short = [length for length in lengths if length <= min(512, longest)]
+    together = encoder.runtime.embed(random_batch(encoder, short, seed=0))
+    return np.concatenate([*alone, together])
+
+
+def compare(rows_ND: NDArray[np.float32], reference: Path) -> dict[str, float]:
+    """Return how near the rows are to the reference's: cosines, and the largest difference."""
+    expected_ND = np.load(reference)
+    lengths = np.linalg.norm(rows_ND, axis=1) * np.linalg.norm(expected_ND, axis=1)
+    cosine_N = (rows_ND * expected_ND).sum(1) / lengths
+    return {
+        "texts": len(rows_ND),
+        "cosine_min": float(cosine_N.min()),
+        "cosine_mean": float(cosine_N.mean()),
+        "largest_difference": float(np.abs(rows_ND - expected_ND).max()),
+    }
+
+
+def shapes_for(encoder: Encoder) -> Iterator[tuple[int, int]]:
+    """Yield the shapes that the model takes."""
+    yield from (shape for shape in SHAPES if shape[1] <= encoder.max_seq_length)
+
+
+def time_shape(encoder: Encoder, shape: tuple[int, int], repeats: int) -> dict[str, float]:
+    """Return latency and throughput of one batch shape, host to host."""
+    batch = random_batch(encoder, [shape[1]] * shape[0], seed=1)
+    for _ in range(_WARM_UP):
+        encoder.runtime.embed(batch)
+    seconds = np.empty(repeats)
+    for index in range(repeats):
+        started = time.perf_counter()
+        encoder.runtime.embed(batch)
+        seconds[index] = time.perf_counter() - started
+    p50, p90, p99 = (1000 * np.percentile(seconds, part) for part in (50, 90, 99))
+    return {
+        "texts": shape[0],
+        "tokens": shape[1],
+        "p50_ms": round(p50, 3),
+        "p90_ms": round(p90, 3),
+        "p99_ms": round(p99, 3),
+        "texts_per_second": round(shape[0] / (p50 / 1000), 1),
+        "tokens_per_second": round(shape[0] * shape[1] / (p50 / 1000)),
+    }
+
+
+def gpu_memory_mib() -> int | None:
+    """Return the memory of the GPUs that is taken, by whomever; None without a driver."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return sum(int(line) for line in done.stdout.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
