@@ -28,7 +28,7 @@ install: .venv/.installed ## make .venv with what all targets need (once, some m
 		echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv --clear .venv; }
 	@echo "installing packages into .venv (once, some minutes)"
 	@$(PIP) install -qq -c constraints.txt torch==2.13.0
-	@$(PIP) install -qq -c constraints.txt -e '.[export,onnx,tensorrt-rtx,parity,train,dev]'
+	@$(PIP) install -qq -c constraints.txt -e '.[export,onnx,tensorrt-rtx,parity,train,train-tracking,dev]'
 	@touch $@
 
 check: install ## format, lint and types, as CI checks them

@@ -70,6 +70,7 @@ NEEDS = {
     "nvembed_deploy.train.section": "pydantic",
     "nvembed_deploy.train.shard": "torch",
     "nvembed_deploy.train.sources": "pydantic",
+    "nvembed_deploy.train.tracking": "pydantic",
 }
 """Modules that cannot be imported without a heavy package, and the one they miss first."""
 

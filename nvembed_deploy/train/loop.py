@@ -40,6 +40,7 @@ from nvembed_deploy.train.run_folder import claim, open_sources
 from nvembed_deploy.train.saved import Progressing, load_step, save_step, saved_steps, snapshot
 from nvembed_deploy.train.shard import shard
 from nvembed_deploy.train.sources import Source
+from nvembed_deploy.train.tracking import check_tracker, start_tracker
 
 _MOST_NAN = 10
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -71,7 +72,9 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
         RecipeError: `out` holds a run and neither was asked for, or resuming another recipe.
         CheckpointError, InputError: the model or the data cannot be used.
         GateError: the loss is not finite, and the recipe says to stop.
+        MissingPackageError: the tracker is not installed.
     """
+    check_tracker(recipe.run.tracker)
     accelerator = Accelerator(
         log_with=None if recipe.run.tracker == "none" else recipe.run.tracker,
         project_dir=str(recipe.run.out),
@@ -137,8 +140,7 @@ class _Run:
         run, steps = self.recipe.run, self.recipe.optimizer.steps
         is_main: bool = self.accelerator.is_main_process
         journal = Journal(run.out, self.step) if is_main else None
-        if run.tracker != "none":
-            self.accelerator.init_trackers(run.out.name)
+        start_tracker(self.accelerator, self.recipe, self.step)
         with open_view(steps, self.step, run.log_every if is_main else 0) as view:
             while self.step < steps:
                 record = self._step()

@@ -1,0 +1,80 @@
+"""Tests of nvembed_deploy/train/tracking.py: what trackers write can be read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.errors import MissingPackageError
+from nvembed_deploy.train import loop
+from nvembed_deploy.train.journal import read_log
+from nvembed_deploy.train.saved import saved_steps
+from nvembed_deploy.train.tracking import check_tracker
+from tests.train import pairs
+
+ACCUMULATOR = "tensorboard.backend.event_processing.event_accumulator"
+INSTALL = "pip install 'nvembed-deploy[train-tracking]'"
+HIDDEN = """
+import sys
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: (
+    None if name in ("tensorboard", "wandb") else find_spec(name, *rest)
+)
+from nvembed_deploy.train.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_tensorboard_gets_every_step_once(tiny_base: Path, tmp_path: Path) -> None:
+    reading = pytest.importorskip(ACCUMULATOR, reason=INSTALL)
+    data, run = pairs.write_pairs(tmp_path / "pairs.jsonl"), {"tracker": "tensorboard", "keep": 9}
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run", run=run)
+    loop.train(recipe)
+    for folder in saved_steps(tmp_path / "run")[1:]:
+        folder.rename(tmp_path / folder.name)
+    loop.train(recipe, resume=True)  # from step 2
+    events = reading.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(r.step, pytest.approx(r.loss)) for r in read_log(tmp_path / "run")]
+    assert len(found) == 6
+
+
+def test_wandb_writes_a_run_folder_offline(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason=INSTALL)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    data, run = pairs.write_pairs(tmp_path / "pairs.jsonl"), {"tracker": "wandb"}
+    loop.train(pairs.recipe(tiny_base, data, tmp_path / "run", run=run))
+    (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = written.read_bytes()
+    assert all(word in content for word in (b"gradient_norm", b"temperature", b"nvembed-deploy"))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_told_before_any_step(
+    tiny_base: Path, tmp_path: Path, tracker: str
+) -> None:
+    data = pairs.write_pairs(tmp_path / "pairs.jsonl")
+    values = pairs.values(tiny_base, data, tmp_path / "run", run={"tracker": tracker})
+    path = pairs.write_toml(tmp_path / "recipe.toml", values)
+    command = [sys.executable, "-c", HIDDEN, str(path)]
+    done = subprocess.run(
+        command, env=pairs.ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert f"error: run.tracker is '{tracker}', which is not installed" in done.stderr
+    assert INSTALL in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_tracker_needs_no_package() -> None:
+    check_tracker("none")
+    with pytest.raises(MissingPackageError, match="no-such-tracker"):
+        check_tracker("no-such-tracker")
