@@ -62,8 +62,9 @@ def add_engine(
     with _sole_compiler(path):
         artifact = open_artifact(path)
         name = _engine_name(options, version)
-        if name in artifact.manifest.engines and not overwrite:
-            return name, artifact.manifest.engines[name], False
+        there = artifact.manifest.engines.get(name)
+        if there is not None and there.version == version and not overwrite:
+            return name, there, False
         built = build_engine(path, _INPUTS, options, _profiles(artifact, options), advance)
         record_engine(path, built.name, built.record, built.sha256)
     return built.name, built.record, True

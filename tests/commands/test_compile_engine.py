@@ -43,6 +43,15 @@ def test_what_is_there_is_not_compiled_again_unless_asked(
     assert len(read_manifest(rtx_artifact).engines) == 1
 
 
+def test_an_engine_that_says_another_version_is_compiled_anew(rtx_artifact: Path) -> None:
+    (record,) = read_manifest(rtx_artifact).engines.values()
+    path = rtx_artifact / "manifest.json"
+    path.write_text(path.read_text().replace(f'"{record.version}"', '"1.0.0"'))
+    assert compiled(rtx_artifact, "--target", "sm89") == 0
+    (now,) = read_manifest(rtx_artifact).engines.values()
+    assert now.version == record.version
+
+
 def test_what_a_killed_compiler_left_is_removed(rtx_artifact: Path) -> None:
     left = rtx_artifact / "engines" / ".partial-1.plan"
     left.write_bytes(b"half")
