@@ -15,6 +15,7 @@ PACKAGE = ROOT / "nvembed_deploy"
 
 HEAVY = (
     "accelerate",
+    "cuda",
     "datasets",
     "gguf",
     "matplotlib",
@@ -95,6 +96,7 @@ COMMANDS = [
     ["nvembed_deploy"],
     ["nvembed_deploy", "assemble"],
     ["nvembed_deploy", "export"],
+    ["nvembed_deploy", "compile"],
     ["nvembed_deploy", "inspect"],
     ["nvembed_deploy", "encode"],
     ["nvembed_deploy", "parity"],

@@ -132,9 +132,10 @@ class Gpu:
             order()
         finally:
             graph = self._call("cudaStreamEndCapture", self.stream)
-        recording = self._call("cudaGraphInstantiate", graph, 0)
-        self._call("cudaGraphDestroy", graph)
-        return recording
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
 
     def replay(self, recording: Any) -> None:  # noqa: ANN401 - CUDA's class
         """Order a recording to run."""

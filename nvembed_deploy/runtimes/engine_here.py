@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import NVEmbedError
+from nvembed_deploy.runtimes.cuda_memory import Gpu, gpu_index
 from nvembed_deploy.runtimes.engine_choice import Host, choose_engine
 from nvembed_deploy.runtimes.protocol import RuntimeOptions
-from nvembed_deploy.tensorrt_api import MODULES, gpu_target, load_api
+from nvembed_deploy.tensorrt_api import MODULES, load_api
 
 
 def flavour_here(artifact: Artifact, options: RuntimeOptions) -> Flavour | None:
@@ -22,13 +23,25 @@ def flavour_here(artifact: Artifact, options: RuntimeOptions) -> Flavour | None:
     kind = (options.device or "cuda").partition(":")[0]
     if not engines or kind != "cuda" or options.providers or not _has_bindings():
         return None
-    target = gpu_target()
+    target = _target(options)
     if target is None:
         return None
     flavours = [f for f in Flavour if f in {record.flavour for record in engines.values()}]
     hosts = (_host(flavour, target) for flavour in flavours if find_spec(MODULES[flavour]))
     fitting = (host.flavour for host in hosts if host and choose_engine(engines, host))
     return next(fitting, None)
+
+
+def _target(options: RuntimeOptions) -> str | None:
+    """Return what the GPU is that was asked for; None where it cannot be used."""
+    try:
+        gpu = Gpu(gpu_index(options.device))
+    except NVEmbedError:
+        return None
+    try:
+        return gpu.target
+    finally:
+        gpu.close()
 
 
 def _has_bindings() -> bool:

@@ -21,7 +21,7 @@ class ReplayCache(Generic[T]):
 
     def __init__(self, limit: int) -> None:
         """Start empty; a limit of 0 keeps nothing."""
-        self._limit = limit
+        self._limit, self._is_stopped = limit, False
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
@@ -37,7 +37,7 @@ class ReplayCache(Generic[T]):
 
     def wants(self, key: Hashable) -> bool:
         """Note that a shape was met; say whether to record it, which is from the second time on."""
-        if self._limit == 0:
+        if self._limit == 0 or self._is_stopped:
             return False
         is_known = key in self._seen
         self._seen[key] = None
@@ -50,6 +50,10 @@ class ReplayCache(Generic[T]):
         """Keep a recording; return the one that gave way, for the caller to free."""
         self._kept[key] = recording
         return self._kept.popitem(last=False)[1] if len(self._kept) > self._limit else None
+
+    def stop(self) -> None:
+        """Want no further shapes; those that are kept stay."""
+        self._is_stopped = True
 
     def clear(self) -> list[T]:
         """Forget all recordings and return them."""

@@ -7,6 +7,7 @@ Legend: B batch, D hidden.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from nvembed_deploy.artifact import Artifact, hash_file
 from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile, Shape
-from nvembed_deploy.errors import ArtifactError, InputError
+from nvembed_deploy.errors import ArtifactError, InputError, NVEmbedError
 from nvembed_deploy.runtimes.batch_buffers import BatchBuffers
 from nvembed_deploy.runtimes.cuda_memory import Gpu, gpu_index
 from nvembed_deploy.runtimes.device_array import DeviceArray, device_array
@@ -30,6 +31,8 @@ from nvembed_deploy.text import Batch
 
 _IDS = "<i8"
 _ROWS = "<f4"
+
+logger = logging.getLogger(__name__)
 
 
 class TensorRTRuntime:
@@ -116,7 +119,7 @@ class TensorRTRuntime:
             gpu, self._gpu = self._gpu, None
             gpu.use()
             gpu.wait()
-            for recording, _context in self._replays.clear():
+            for recording in [kept[0] for kept in self._replays.clear()]:
                 gpu.forget(recording)
             self._engine.save_cache()
             self._contexts.clear()
@@ -144,7 +147,12 @@ class TensorRTRuntime:
         context = self._engine.context(launch.profile, gpu.stream)
         self._order(gpu, context, launch.shape)
         gpu.wait()
-        recording = gpu.record(lambda: self._order(gpu, context, launch.shape))
+        try:
+            recording = gpu.record(lambda: self._order(gpu, context, launch.shape))
+        except NVEmbedError as error:  # the batch itself has run
+            logger.warning("no further shapes are recorded as CUDA graphs: %s", error.problem)
+            self._replays.stop()
+            return
         replaced = self._replays.keep(key, (recording, context))
         if replaced is not None:
             gpu.forget(replaced[0])

@@ -19,7 +19,14 @@ from nvembed_deploy.runtimes.encoder import Encoder
 from nvembed_deploy.runtimes.tensorrt_runtime import TensorRTRuntime
 from nvembed_deploy.tensorrt_api import gpu_target
 from nvembed_deploy.text import Batch, Tokenizer, collate
-from tests.runtimes.host_gpu import RECORD, HostCuda, HostEngine, array_at, host_engine
+from tests.runtimes.host_gpu import (
+    RECORD,
+    HostCuda,
+    HostEngine,
+    Status,
+    array_at,
+    host_engine,
+)
 
 TEXTS = ["w1", "w2 w3", "w4 w5 w6 w7", "w8 " * 20, "w9 " * 50, "w1 w2", "w3", "w40 w41"]
 
@@ -94,6 +101,22 @@ def test_recordings_are_bounded_and_the_oldest_is_freed(toy_artifact: Path) -> N
         runtime.embed(tokens_of(toy_artifact, ["w1"] * count))
     assert cuda.live == 2
     assert cuda.calls.count("cudaGraphExecDestroy") == 2
+
+
+@pytest.mark.parametrize("name", ["cudaStreamBeginCapture", "cudaGraphInstantiate"])
+def test_a_gpu_that_refuses_to_record_runs_on_without(
+    toy_artifact: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    runtime, cuda, _ = open_host(toy_artifact)
+    cuda.fails[name] = Status(900, "cudaErrorStreamCaptureUnsupported")
+    batch = tokens_of(toy_artifact, ["w1 w2"])
+    rows = [runtime.embed(batch) for _ in range(4)]
+    for row in rows[1:]:
+        np.testing.assert_array_equal(row, rows[0])
+    assert caplog.text.count("no further shapes are recorded") == 1
+    assert cuda.calls.count(name) == 1
+    runtime.close()
+    assert cuda.memory == {}
 
 
 def test_rtx_records_by_itself_and_keeps_its_kernels(toy_artifact: Path) -> None:
