@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help=".npy or .jsonl; default: JSON lines on stdout")
     parser.add_argument("--instruction", help="NV-Embed's task instruction (for queries)")
     parser.add_argument("--prompt-name", help="one of the artifact's prompts")
-    parser.add_argument("--runtime", default="auto", help="auto, onnx, torch, tensorrt, ... (%(default)s)")
+    parser.add_argument(
+        "--runtime", default="auto", help="auto, onnx, torch, tensorrt, ... (%(default)s)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, tensorrt (default: what is there)")
     parser.add_argument(
         "--batch-size", type=cli.positive, help="texts a batch (default: by tokens)"

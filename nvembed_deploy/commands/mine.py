@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runtime", default="auto", help="auto, onnx, torch, tensorrt, ... (%(default)s)")
+    parser.add_argument(
+        "--runtime", default="auto", help="auto, onnx, torch, tensorrt, ... (%(default)s)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, tensorrt (default: what is there)")
     parser.add_argument("--max-tokens", type=cli.positive, help="cut longer texts (default: model)")
     parser.add_argument(
