@@ -165,7 +165,7 @@ def _check_attention(graph: GraphFacts) -> None:
     if problem:
         raise RecipeError(
             f"{problem}, and opset {graph.opset} leaves it no other way",
-            "--opset 20: attention as elementary operators",
+            "export with --opset 20: attention as elementary operators",
         )
 
 

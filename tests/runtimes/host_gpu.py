@@ -62,7 +62,10 @@ def call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         self.calls.append(function.__name__)
         if function.__name__ in self.fails:
             return (self.fails[function.__name__], None)
-        return (Status(), function(self, *arguments))
+        try:
+            return (Status(), function(self, *arguments))
+        except MemoryError:
+            return (Status(2, "cudaErrorMemoryAllocation"), None)
 
     return counted
 
@@ -78,6 +81,7 @@ class HostCuda:
     memory: dict[int, Any] = field(default_factory=dict)
     captured: Recording | None = None
     live: int = 0
+    most_bytes: int = 1 << 30
 
     cudaStreamNonBlocking = 1
     cudaHostAllocDefault = 0
@@ -125,6 +129,8 @@ class HostCuda:
 
     def allocate(self, size: int) -> int:
         assert self.captured is None
+        if size > self.most_bytes:
+            raise MemoryError
         block = ctypes.create_string_buffer(size + 256)
         pointer = -(-ctypes.addressof(block) // 256) * 256
         ctypes.memset(pointer, 0xAB, size)  # memory of a GPU is not clean

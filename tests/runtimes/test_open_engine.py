@@ -1,0 +1,109 @@
+"""Tests of opening an engine as a user does; of NVIDIA, two modules are played."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvembed_deploy.artifact import hash_file, record_engine
+from nvembed_deploy.engine_record import EngineRecord, Flavour
+from nvembed_deploy.errors import ArtifactError, HardwareError
+from nvembed_deploy.runtimes import RuntimeOptions, load_encoder
+from nvembed_deploy.runtimes.tensorrt_runtime import TensorRTRuntime
+from nvembed_deploy.tensorrt_api import MODULES
+from tests.runtimes.host_gpu import RECORD, HostCuda, host_api
+
+NAME = "engines/host.plan"
+TEXTS = ["w1 w2", "w3 " * 30, "w4"]
+
+Play = Callable[..., HostCuda]
+
+
+@pytest.fixture
+def play(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
+    """A function that puts an engine into the toy artifact, and a GPU into this machine."""
+
+    def put(record: EngineRecord = RECORD, **gpu: object) -> HostCuda:
+        (toy_artifact / "engines").mkdir(exist_ok=True)
+        (toy_artifact / NAME).write_bytes(b"plan")
+        record_engine(toy_artifact, NAME, record, hash_file(toy_artifact / NAME))
+        cuda = HostCuda(**gpu)
+        api, _ = host_api(toy_artifact / "model.onnx", cuda, record)
+        api.module.__spec__ = ModuleSpec(MODULES[record.flavour], None)
+        monkeypatch.setitem(sys.modules, MODULES[record.flavour], api.module)
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+        return cuda
+
+    return put
+
+
+@pytest.mark.parametrize("flavour", list(Flavour))
+def test_an_engine_is_opened_by_its_runtimes_name(
+    toy_artifact: Path, play: Play, expected_row: Callable[..., np.ndarray], flavour: Flavour
+) -> None:
+    cuda = play(replace(RECORD, flavour=flavour))
+    with load_encoder(toy_artifact, flavour.value, device="cuda:1") as encoder:
+        assert isinstance(encoder.runtime, TensorRTRuntime)
+        assert (encoder.runtime.name, encoder.runtime.device) == (flavour.value, "cuda:1")
+        got = encoder.encode(TEXTS)
+    np.testing.assert_allclose(got, [expected_row(text) for text in TEXTS], atol=1e-6)
+    assert cuda.memory == {}
+
+
+def test_auto_takes_the_engine_where_it_fits(toy_artifact: Path, play: Play) -> None:
+    play()
+    with load_encoder(toy_artifact) as encoder:
+        assert encoder.runtime.name == "tensorrt"
+    with load_encoder(toy_artifact, device="cpu") as encoder:
+        assert encoder.runtime.name == "onnx"
+
+
+def test_auto_leaves_an_engine_for_another_gpu(toy_artifact: Path, play: Play) -> None:
+    play(capability=(8, 9))
+    with load_encoder(toy_artifact) as encoder:
+        assert encoder.runtime.name == "onnx"
+
+
+def test_an_engine_for_another_gpu_is_refused_where_none_may_be_compiled(
+    toy_artifact: Path, play: Play
+) -> None:
+    cuda = play(capability=(10, 0))
+    options = RuntimeOptions(compiles_engines=False)
+    with pytest.raises(ArtifactError, match=r"no engine for .* on sm100: .* is for sm90") as caught:
+        load_encoder(toy_artifact, "tensorrt", options=options)
+    assert caught.value.fix == f"nvembed-deploy compile {toy_artifact} --engine tensorrt"
+    assert cuda.calls[-1] == "cudaStreamDestroy"
+
+
+def test_a_damaged_plan_is_told_by_its_hash(toy_artifact: Path, play: Play) -> None:
+    cuda = play()
+    (toy_artifact / NAME).write_bytes(b"PLAN")
+    with pytest.raises(ArtifactError, match=r"host\.plan is damaged: got sha256") as caught:
+        load_encoder(toy_artifact, "tensorrt")
+    assert "compile" in caught.value.fix
+    assert cuda.memory == {}
+
+
+def test_a_whole_plan_that_is_refused_is_not_called_damaged(toy_artifact: Path, play: Play) -> None:
+    play()
+    (toy_artifact / NAME).write_bytes(b"good")
+    record_engine(toy_artifact, NAME, RECORD, hash_file(toy_artifact / NAME))
+    with pytest.raises(ArtifactError, match="did not load it") as caught:
+        load_encoder(toy_artifact, "tensorrt")
+    assert "damaged" not in caught.value.problem
+
+
+def test_memory_that_does_not_suffice_says_so_and_is_given_back(
+    toy_artifact: Path, play: Play
+) -> None:
+    cuda = play()
+    cuda.most_bytes = 4000
+    with pytest.raises(HardwareError, match="cudaErrorMemoryAllocation"):
+        load_encoder(toy_artifact, "tensorrt")
+    assert cuda.memory == {}
