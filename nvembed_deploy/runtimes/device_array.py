@@ -18,6 +18,9 @@ _CUDA_DEVICE = 2
 """Source: kDLCUDA in dlpack.h."""
 _KINDS = {0: "i", 1: "u", 2: "f"}
 """Source: DLDataTypeCode in dlpack.h, as numpy's letters."""
+_TELLS_STREAM, _DEFAULT_STREAM = 3, 1
+"""Source: the same interface, and cudaStreamLegacy. torch has version 2 and works on that stream
+unless it was told of another: then synchronise before."""
 _ALIGNMENT = 256
 """Source: IExecutionContext::setTensorAddress wants addresses that are multiples of it."""
 
@@ -129,10 +132,11 @@ def read_dlpack(array: Any, stream: int | None) -> tuple[DeviceArray, tuple[int,
 
 
 def _from_interface(array: Any) -> tuple[DeviceArray, tuple[int, ...] | None]:  # noqa: ANN401
-    """Source: numba's page "CUDA Array Interface", version 3."""
+    """Source: numba's page "CUDA Array Interface"; before version 3 it said nothing of streams."""
     said = array.__cuda_array_interface__
+    stream = said.get("stream") if said["version"] >= _TELLS_STREAM else _DEFAULT_STREAM
     pointer, shape = int(said["data"][0]), tuple(said["shape"])
-    found = DeviceArray(pointer, shape, said["typestr"], said.get("stream"), owner=array)
+    found = DeviceArray(pointer, shape, said["typestr"], stream, owner=array)
     return found, said.get("strides")
 
 

@@ -22,8 +22,10 @@ from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, Miss
 from nvembed_deploy.runtimes.launch import fill_rows, plan_launches
 from nvembed_deploy.runtimes.onnx_tensorrt import (
     RTX_PROVIDER,
+    TENSORRT_FIX,
     check_plugin,
     graph_and_context,
+    load_gpu_libraries,
     profile_of,
     rtx_device,
     rtx_options,
@@ -200,12 +202,14 @@ def _open_session(
     session_options.enable_mem_pattern = False  # it plans for one shape; ours vary with each batch
     if options.threads is not None:
         session_options.intra_op_num_threads = options.threads
-    graph, settings = graph_and_context(artifact, target.kind, options)
+    graph, settings = graph_and_context(artifact, target.kind, options.context_file)
     for key, value in settings.items():
         session_options.add_session_config_entry(key, value)
     if target.providers[0] == RTX_PROVIDER:
         device = rtx_device(target.index)
         session_options.add_provider_for_devices([device], rtx_options(artifact))
+    if target.providers[0] in (_CUDA, _TENSORRT):
+        load_gpu_libraries(tensorrt=target.providers[0] == _TENSORRT)
     try:
         return ort.InferenceSession(
             graph,
@@ -236,7 +240,7 @@ def _providers(
         cuda["gpu_mem_limit"] = str(options.memory_limit_bytes)
     known = {_CUDA: cuda}
     if target.providers[0] == _TENSORRT:
-        known[_TENSORRT] = device | tensorrt_options(artifact)
+        known[_TENSORRT] = device | tensorrt_options(artifact, options.context_file)
     return [(provider, known.get(provider, {})) for provider in target.providers]
 
 
@@ -248,6 +252,8 @@ def _report_fallback(target: _Target, reason: str) -> None:
     """
     problem = f"{target.providers[0]} did not start on {target.device}: {reason}"
     fix = "check that the CUDA and cuDNN libraries match this onnxruntime-gpu"
+    if target.providers[0] == _TENSORRT:
+        fix = f"{fix}; {TENSORRT_FIX}"
     if target.is_named:
         raise HardwareError(problem, fix)
     logger.warning("%s; running on the CPU. %s", problem, fix)

@@ -8,16 +8,19 @@ request 31624). The runtimes of our own, `tensorrt_runtime.py`, use several.
 
 from __future__ import annotations
 
+import io
 import logging
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.artifact import LAYOUT, Artifact
-from nvembed_deploy.engine_record import Profile, Shape
-from nvembed_deploy.errors import HardwareError, InputError, MissingPackageError
-from nvembed_deploy.runtimes.protocol import INPUTS, RuntimeOptions
+from nvembed_deploy.engine_record import Flavour, Profile, Shape
+from nvembed_deploy.errors import HardwareError, InputError, MissingPackageError, NVEmbedError
+from nvembed_deploy.runtimes.protocol import INPUTS
+from nvembed_deploy.tensorrt_api import load_api
 
 RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
 _PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -25,6 +28,11 @@ _MOST_TOKENS, _TYPICAL = 32768, 128
 """Padded tokens of the largest batch: what activations of some gigabytes hold at NV-Embed's size.
 And the length that the provider tunes for."""
 _SHORTEST = 2
+
+TENSORRT_FIX = (
+    "the provider of onnxruntime-gpu 1.31 wants TensorRT 10, in an environment without 11: "
+    "pip install 'tensorrt-cu13>=10.15,<11'; or runtime='tensorrt', which takes both"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +46,46 @@ def profile_of(artifact: Artifact) -> Profile:
     return Profile("all", Shape(1, min(_SHORTEST, longest)), typical, Shape(texts, longest))
 
 
-def tensorrt_options(artifact: Artifact) -> dict[str, str]:
-    """Return options of the TensorRT provider: shapes, and a cache of engines in the artifact.
+def tensorrt_options(artifact: Artifact, context_file: str | None = None) -> dict[str, str]:
+    """Return options of the TensorRT provider: shapes, and where its engines are kept.
 
-    Source: onnxruntime.ai, "TensorRT Execution Provider", configurations.
+    With a context file the engine lies beside that, or the provider refuses; else in the artifact.
+
+    Source: onnxruntime.ai, "TensorRT Execution Provider", configurations; its Python binding takes
+    True and False alone.
     """
     options = _shapes("trt", profile_of(artifact))
     cache = _cache_folder(artifact)
     if cache is not None:
-        for kind in ("engine", "timing"):
-            options |= {f"trt_{kind}_cache_enable": "1", f"trt_{kind}_cache_path": str(cache)}
+        options |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(cache)}
+    if context_file is None:
+        kept = {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(cache)}
+        return options | kept if cache is not None else options
+    if not Path(context_file).is_file():
+        options |= {
+            "trt_dump_ep_context_model": "True",
+            "trt_ep_context_file_path": context_file,
+            "trt_ep_context_embed_mode": "0",
+        }
     return options
+
+
+def load_gpu_libraries(*, tensorrt: bool) -> None:
+    """Load what Python packages hold of CUDA, where the providers' own loader does not look.
+
+    pip installs libraries outside of every search path; once loaded they are found by their names.
+    The TensorRT provider of onnxruntime-gpu 1.31.1 is linked to libnvinfer.so.10.
+    """
+    import onnxruntime as ort
+
+    said = io.StringIO()
+    with redirect_stdout(said):  # it prints what is missing, where results may be printed
+        ort.preload_dlls()
+    for line in filter(None, said.getvalue().splitlines()):
+        logger.info("%s", line)
+    if tensorrt:
+        with suppress(NVEmbedError):
+            load_api(Flavour.TENSORRT)
 
 
 def rtx_options(artifact: Artifact) -> dict[str, str]:
@@ -62,31 +99,32 @@ def rtx_options(artifact: Artifact) -> dict[str, str]:
 
 
 def graph_and_context(
-    artifact: Artifact, kind: str, options: RuntimeOptions
+    artifact: Artifact, kind: str, context_file: str | None
 ) -> tuple[Path, dict[str, str]]:
     """Return the file to load, and the session's settings that write an EPContext model.
 
     Args:
         artifact: what to run.
         kind: the device's kind.
-        options: whose `context_file` is read if it is there, else written.
+        context_file: read if it is there, else written.
 
     Raises:
         InputError: the device compiles nothing.
 
-    Source: onnxruntime.ai, "EPContext Design".
+    Source: onnxruntime.ai, "EPContext Design". The TensorRT provider has options of its own for it.
     """
-    if options.context_file is None:
+    if context_file is None:
         return artifact.graph, {}
     if not kind.startswith("tensorrt"):
         raise InputError(
             f"context_file is given, and device {kind!r} compiles no engine to keep in it",
             "device='tensorrt' or 'tensorrt-rtx', or leave context_file out",
         )
-    path = Path(options.context_file)
-    if path.is_file():
-        return path, {}
-    settings = {"enable": "1", "file_path": str(path), "embed_mode": "0"}
+    if Path(context_file).is_file():
+        return Path(context_file), {}
+    if kind == "tensorrt":
+        return artifact.graph, {}
+    settings = {"enable": "1", "file_path": context_file, "embed_mode": "0"}
     return artifact.graph, {f"ep.context_{key}": value for key, value in settings.items()}
 
 

@@ -29,6 +29,12 @@ def test_an_interface_is_taken_as_it_is() -> None:
     assert found.owner is array
 
 
+def test_an_array_that_tells_no_stream_is_waited_for_on_the_default_one() -> None:
+    """Torch's interface has version 2."""
+    assert device_array(interface(version=2), 0).stream == 1
+    assert device_array(interface(), 0).stream is None
+
+
 def test_an_axis_of_one_may_have_any_stride() -> None:
     assert device_array(interface(shape=(1, 3), strides=(999, 8)), 0).shape == (1, 3)
 

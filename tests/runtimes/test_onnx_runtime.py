@@ -89,6 +89,13 @@ def test_a_silent_fallback_is_an_error_when_a_device_was_named() -> None:
         _report_fallback(target, "no libcudnn")
 
 
+def test_a_tensorrt_provider_that_does_not_start_names_the_version_it_wants() -> None:
+    target = _Target("tensorrt:0", ("TensorrtExecutionProvider",), is_named=True)
+    with pytest.raises(HardwareError, match="did not start on tensorrt:0") as caught:
+        _report_fallback(target, "libnvinfer.so.10: cannot open shared object file")
+    assert "tensorrt-cu13>=10.15,<11" in caught.value.fix
+
+
 def test_a_silent_fallback_is_a_warning_when_none_was(caplog: pytest.LogCaptureFixture) -> None:
     target = _Target("cuda:0", ("CUDAExecutionProvider",), is_named=False)
     with caplog.at_level(logging.WARNING):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +21,7 @@ from nvembed_deploy.runtimes import onnx_tensorrt
 from nvembed_deploy.runtimes.onnx_runtime import OnnxRuntime
 from nvembed_deploy.runtimes.onnx_tensorrt import (
     graph_and_context,
+    load_gpu_libraries,
     profile_of,
     rtx_device,
     rtx_options,
@@ -61,11 +63,21 @@ def test_both_providers_get_all_three_shapes_of_all_three_inputs(toy: Artifact) 
 def test_engines_are_cached_in_the_artifact(toy: Artifact) -> None:
     cache = toy.path / "engines" / "onnxruntime"
     options = tensorrt_options(toy)
-    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(cache)
     assert rtx_options(toy)["nv_runtime_cache_path"] == str(cache)
     assert cache.is_dir()
     open_artifact(toy.path, "full")  # what a cache holds is not the manifest's business
+
+
+def test_loading_libraries_prints_nothing_where_results_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcublas.so.13"))
+    with caplog.at_level(logging.INFO):
+        load_gpu_libraries(tensorrt=True)
+    assert capsys.readouterr().out == ""
+    assert "Failed to load libcublas.so.13" in caplog.text
 
 
 def test_precision_is_left_to_the_graph(toy: Artifact) -> None:
@@ -85,17 +97,41 @@ def test_an_artifact_that_cannot_be_written_is_used_without_a_cache(
 
 def test_a_context_file_is_written_once_and_then_read(toy: Artifact, tmp_path: Path) -> None:
     path = tmp_path / "model_ctx.onnx"
-    options = RuntimeOptions(context_file=str(path))
-    graph, settings = graph_and_context(toy, "tensorrt", options)
-    assert graph == toy.graph
-    assert settings == {
-        "ep.context_enable": "1",
-        "ep.context_file_path": str(path),
-        "ep.context_embed_mode": "0",
-    }
+    assert graph_and_context(toy, "tensorrt-rtx", str(path)) == (
+        toy.graph,
+        {
+            "ep.context_enable": "1",
+            "ep.context_file_path": str(path),
+            "ep.context_embed_mode": "0",
+        },
+    )
     path.touch()
-    assert graph_and_context(toy, "tensorrt-rtx", options) == (path, {})
-    assert graph_and_context(toy, "cpu", RuntimeOptions()) == (toy.graph, {})
+    assert graph_and_context(toy, "tensorrt-rtx", str(path)) == (path, {})
+    assert graph_and_context(toy, "cpu", None) == (toy.graph, {})
+
+
+def test_the_tensorrt_provider_writes_its_context_by_options_of_its_own(
+    toy: Artifact, tmp_path: Path
+) -> None:
+    path = tmp_path / "model_ctx.onnx"
+    assert graph_and_context(toy, "tensorrt", str(path)) == (toy.graph, {})
+    options = tensorrt_options(toy, str(path))
+    assert options["trt_dump_ep_context_model"] == "True"
+    assert options["trt_ep_context_file_path"] == str(path)
+    assert options["trt_ep_context_embed_mode"] == "0"
+    path.touch()
+    assert graph_and_context(toy, "tensorrt", str(path)) == (path, {})
+    later = tensorrt_options(toy, str(path))
+    for found in (options, later):  # an engine cache elsewhere is refused as a security risk
+        assert not [name for name in found if name.startswith("trt_engine_cache")]
+    assert "trt_dump_ep_context_model" not in later
+
+
+def test_switches_are_words_as_the_binding_takes_them(toy: Artifact) -> None:
+    """onnxruntime-gpu 1.31.1: "should be 'True' or 'False'"."""
+    for options in (tensorrt_options(toy), tensorrt_options(toy, "x.onnx")):
+        switches = {n: v for n, v in options.items() if n.endswith("_enable") or "dump" in n}
+        assert set(switches.values()) == {"True"}
 
 
 def test_a_context_file_for_a_device_that_compiles_nothing_is_refused(toy: Artifact) -> None:

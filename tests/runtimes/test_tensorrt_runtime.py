@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,6 +149,20 @@ def test_rows_that_were_given_are_not_written_over(toy_artifact: Path) -> None:
     kept = first.copy()
     runtime.embed(tokens_of(toy_artifact, ["w2"]))
     np.testing.assert_array_equal(first, kept)
+
+
+def test_threads_share_a_runtime(
+    toy_artifact: Path, expected_row: Callable[..., np.ndarray]
+) -> None:
+    runtime, _, _ = open_host(toy_artifact)
+    texts = [" ".join(f"w{i}" for i in range(n, 2 * n)) for n in range(1, 9)]
+
+    def rows(text: str) -> list[np.ndarray]:
+        return [runtime.embed(tokens_of(toy_artifact, [text]))[0] for _ in range(6)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for text, got in zip(texts, pool.map(rows, texts), strict=True):
+            np.testing.assert_allclose(got, [expected_row(text)] * 6, atol=1e-6)
 
 
 class OnGpu:
