@@ -51,6 +51,7 @@ TESTED_IN = {
     "runtimes/batch_buffers": "runtimes/test_tensorrt_runtime",
     "runtimes/torch_runtime": "e2e/test_checkpoint_to_encoder",
     # The command line, run as a user does.
+    "bench/charts": "bench/test_report_html",
     "bench/measure": "bench/test_main",
     "bench/run": "bench/test_main",
     "bench/subject": "bench/test_main",

@@ -19,10 +19,13 @@ from nvembed_deploy.bench.side import (
     own_sides,
     with_distinct_names,
 )
-from nvembed_deploy.errors import InputError
+from nvembed_deploy.errors import GateError, InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nvembed_deploy.bench.measure import Note
+    from nvembed_deploy.bench.ratios import Verdict
     from nvembed_deploy.bench.run import Plan
     from nvembed_deploy.bench.side import Side
 
@@ -72,7 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=cli.positive, default=5, help="at most (%(default)s)")
     parser.add_argument("--starts", type=cli.positive, default=2, help="of each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the texts (%(default)s)")
+    parser.add_argument(
+        "--scaling", action="store_true", help="cost against batch, length and corpus too"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots here")
+    parser.add_argument(
+        "--ratios", type=Path, metavar="FILE", help="floors to hold this run against (.toml)"
+    )
     cli.add_traceback(parser)
     parser.set_defaults(command=bench)
 
@@ -91,16 +101,38 @@ def bench(args: argparse.Namespace) -> None:
     """Run the command."""
     from rich.console import Console
 
+    from nvembed_deploy.bench.ratios import judge, read_floors
+    from nvembed_deploy.bench.report import write_text
+    from nvembed_deploy.bench.report_html import render
     from nvembed_deploy.bench.run import run_benchmark
     from nvembed_deploy.bench.table import print_report
 
     plan = _plan(args)
+    floors = read_floors(args.ratios) if args.ratios else []
     with _progress() as note:
         report = run_benchmark(plan, note)
     console = Console()
-    print_report(report, console if console.is_terminal else Console(width=_WIDTH))
+    console = console if console.is_terminal else Console(width=_WIDTH)
+    print_report(report, console)
     if args.json:
         report.write_json(args.json)
+    if args.html:
+        write_text(args.html, render(report))
+    if floors:
+        _hold(judge(report, floors), console)
+
+
+def _hold(verdicts: list[Verdict], console: Console) -> None:
+    from nvembed_deploy.bench.table import print_verdicts
+
+    print_verdicts(verdicts, console)
+    missed = [verdict.floor for verdict in verdicts if not verdict.passed]
+    if missed:
+        raise GateError(
+            f"{len(missed)} of {len(verdicts)} ratios are below their floor: "
+            + "; ".join(f"{f.measure} {f.mix} over {f.against}".replace("  ", " ") for f in missed),
+            "run it again on a quiet machine; if it stays, look for what made ours slower",
+        )
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -117,6 +149,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         effort=Effort(args.seconds, args.rounds),
         starts=args.starts,
         seed=args.seed,
+        has_scaling=args.scaling,
     )
 
 

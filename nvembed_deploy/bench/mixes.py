@@ -46,6 +46,7 @@ SHAPES = {
 }
 REAL = "real"
 DEFAULT = tuple(SHAPES)
+_PIECE = 16
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def cut_texts(bounds: tuple[int, int], count: int, lengths: Lengths, seed: int =
     """
     words = [word for text in read_texts(BUILT_IN) for word in text.text.split()]
     rng = random.Random(f"{seed} {bounds}")
-    tokens_per_word = sum(lengths([" ".join(words)])) / len(words)
+    # Counted in pieces: of one long text, counts end where the model's longest does.
+    pieces = [" ".join(words[i : i + _PIECE]) for i in range(0, len(words), _PIECE)]
+    tokens_per_word = sum(lengths(pieces)) / len(words)
     found: list[str] = []
     for _ in range(100):
         drafts = [

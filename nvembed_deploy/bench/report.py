@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from nvembed_deploy.bench.flops import model_flops
 from nvembed_deploy.bench.measure import MixRun
+from nvembed_deploy.bench.scaling import Scaling
 from nvembed_deploy.spec import ModelSpec
 
 
@@ -83,7 +84,7 @@ class Report:
     settings: dict[str, Any]
     sides: dict[str, SideStart]
     mixes: list[MixNumbers]
-    scaling: dict[str, Any] = field(default_factory=dict)
+    scaling: Scaling | None = None
 
     def write_json(self, path: Path) -> None:
         """Write all numbers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,13 +13,12 @@ from typing import Any
 
 from nvembed_deploy.bench.machine import gpu_bytes, machine, versions
 from nvembed_deploy.bench.measure import Effort, Note, Workers, measure_mix
-from nvembed_deploy.bench.mixes import DEFAULT, make_mix
+from nvembed_deploy.bench.mixes import DEFAULT, Lengths, make_mix
 from nvembed_deploy.bench.process import WorkerProcess, start
 from nvembed_deploy.bench.report import MixNumbers, Report, SideStart, summarize
+from nvembed_deploy.bench.scaling import measure_scaling
 from nvembed_deploy.bench.side import Side
 from nvembed_deploy.spec import ModelSpec
-
-Scale = Callable[[Workers, int, Note], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Plan:
         effort: how long.
         starts: how often each side is started; load and cold start are medians.
         seed: of the choice of texts.
-        scale: measures the cost against batch, length and corpus, if that is wanted.
+        has_scaling: whether to measure the cost against batch, length and corpus too.
     """
 
     sides: list[Side]
@@ -42,7 +41,7 @@ class Plan:
     effort: Effort = field(default_factory=Effort)
     starts: int = 2
     seed: int = 0
-    scale: Scale | None = None
+    has_scaling: bool = False
 
 
 @dataclass
@@ -67,8 +66,10 @@ def run_benchmark(plan: Plan, note: Note) -> Report:
         workers, starts = _start_all(sides, plan.starts, stack, note)
         first = next(iter(starts.values())).facts
         spec = ModelSpec.from_dict(first["spec"])
-        mixes = _measure_all(plan, spec, workers, starts, note)
-        scaling = plan.scale(workers, spec.text.max_tokens, note) if plan.scale else {}
+        lengths = _counter(workers)
+        mixes = _measure_all(plan, _Model(spec, lengths), workers, starts, note)
+        limit = spec.text.max_tokens
+        scaling = measure_scaling(workers, lengths, limit, note) if plan.has_scaling else None
         begun = _starts(starts, workers, sides)
     settings = {
         "sides": [side.to_dict() for side in plan.sides],
@@ -114,15 +115,29 @@ def _start_all(
     return workers, starts
 
 
-def _measure_all(
-    plan: Plan, spec: ModelSpec, workers: Workers, starts: dict[str, _Start], note: Note
-) -> list[MixNumbers]:
+@dataclass(frozen=True)
+class _Model:
+    """The first side's: its sizes, and how it counts tokens."""
+
+    spec: ModelSpec
+    lengths: Lengths
+
+
+def _counter(workers: Workers) -> Lengths:
+    """Return what counts the tokens of texts: the first side's own tokeniser."""
     first = next(iter(workers.values()))
 
     def lengths(texts: list[str]) -> list[int]:
         counted: list[int] = first.ask("tokenize", groups=[["", texts]])["lengths"]
         return counted
 
+    return lengths
+
+
+def _measure_all(
+    plan: Plan, model: _Model, workers: Workers, starts: dict[str, _Start], note: Note
+) -> list[MixNumbers]:
+    spec = model.spec
     facts = {name: seen.facts for name, seen in starts.items()}
     request = {
         "hidden": spec.backbone.hidden_size,
@@ -133,7 +148,7 @@ def _measure_all(
     found = []
     with WorkerProcess("ceiling", plan.sides[0].threads) as worker:
         for name in plan.mixes:
-            mix = make_mix(name, lengths, spec.text.max_tokens, plan.seed)
+            mix = make_mix(name, model.lengths, spec.text.max_tokens, plan.seed)
             run = measure_mix(
                 mix, workers, lambda: worker.ask("ceiling", **request), plan.effort, note
             )

@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nvembed_deploy import cli
+from nvembed_deploy.bench.ratios import Verdict
 from nvembed_deploy.bench.report import MixNumbers, Report, SideNumbers
+from nvembed_deploy.bench.scaling import BATCH_TOKENS, Scaling
 
 _GOOD, _FAR = 0.9999, 0.99
 
@@ -17,11 +19,49 @@ def print_report(report: Report, console: Console) -> None:
         console.print(_mix_table(mix))
         console.print()
     console.print(_start_table(report))
+    if report.scaling:
+        console.print()
+        _print_scaling(report.scaling, console)
     machine = report.machine
     console.print(
         f"[dim]{machine['processor']}, {machine['cores']} cores, load {machine['load'][0]:g} before"
         f" the run; {report.date}\ncompare rows of one table: they were measured in turns[/]"
     )
+
+
+def print_verdicts(verdicts: list[Verdict], console: Console) -> None:
+    """Print each ratio beside its floor."""
+    table = _table("[bold]ratios[/]: how many times better", ("of", "now", "floor", "when set", ""))
+    for verdict in verdicts:
+        floor, got = verdict.floor, verdict.got
+        answer = "[green]ok[/]" if verdict.passed else "[red]below[/]"
+        table.add_row(
+            f"{floor.ours} than {floor.against}",
+            f"{floor.measure} {floor.mix}".strip(),
+            "-" if got is None else f"{got:.2f}",
+            f"{floor.value:.2f}",
+            f"{floor.measured:.2f}",
+            "[dim]not measured[/]" if got is None else answer,
+        )
+    console.print()
+    console.print(table)
+
+
+def _print_scaling(scaling: Scaling, console: Console) -> None:
+    for title, curve in (
+        (f"tokens/s by batch of texts of {BATCH_TOKENS} tokens", scaling.batch),
+        ("tokens/s of one text by its tokens", scaling.length),
+        ("tokens/s by corpus", scaling.corpus),
+    ):
+        places = [str(point.at) for point in next(iter(curve.values()))]
+        table = _table(f"[bold]{title}[/]", tuple(places))
+        for name, points in curve.items():
+            table.add_row(name, *(f"{point.tokens_per_second:,.0f}" for point in points))
+        console.print(table)
+        console.print()
+    for name, ratio in scaling.mixed.items():
+        verdict = "[yellow]a cliff[/]" if name in scaling.cliffs else "[green]no cliff[/]"
+        console.print(f"{name}: mixed lengths cost {ratio:.3f} of each length alone: {verdict}")
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:

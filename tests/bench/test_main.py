@@ -32,13 +32,14 @@ def test_sides_are_measured_in_turns_and_compared(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "bench.json"
-    words = [f"onnx={tiny_artifact}", f"torch={tiny_assembled}", "--mix", str(mix)]
-    words += ["--against", "sentence-transformers", "--json", str(out), *QUICK]
+    words = [f"onnx={tiny_artifact}", "--checkpoint", str(tiny_assembled), "--mix", str(mix)]
+    page = tmp_path / "bench.html"
+    words += ["--against", "sentence-transformers", "--json", str(out), "--html", str(page), *QUICK]
     assert main(words) == 0
     shown = capsys.readouterr().out
     found = json.loads(out.read_text())
     (numbers,) = found["mixes"]
-    assert list(numbers["sides"]) == ["onnx", "torch", "sentence-transformers"]
+    assert list(numbers["sides"]) == ["onnx", "sentence-transformers"]
     assert (numbers["name"], numbers["texts"]) == ("small", 8)
     for name, side in numbers["sides"].items():
         assert name in shown
@@ -51,6 +52,7 @@ def test_sides_are_measured_in_turns_and_compared(
         assert start["peak_bytes"] > 1 << 20
         assert start["cold_start_seconds"] > start["load_seconds"]
     assert numbers["sides"]["onnx"]["speedup"] == 1
+    assert page.read_text().count("sentence-transformers") > 3
     assert {"date", "machine", "versions", "settings"} <= set(found)
 
 
@@ -64,3 +66,24 @@ def test_a_competitor_without_weights_says_what_to_give(
 def test_a_missing_folder_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nowhere"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("measured", "code"), [(0.001, 0), (1000.0, 1)])
+def test_the_gate_decides_the_exit_code(  # noqa: PLR0913, PLR0917 - fixtures
+    measured: float,
+    code: int,
+    tiny_artifact: Path,
+    mix: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    floors = tmp_path / "floors.toml"
+    floors.write_text(
+        f'[[ratio]]\nours = "a"\nagainst = "b"\nmix = "small"\nmeasured = {measured}\n'
+        "tolerance = 0.2\n"
+    )
+    words = [f"a={tiny_artifact}", f"b={tiny_artifact}", "--mix", str(mix)]
+    assert main([*words, "--ratios", str(floors), *QUICK]) == code
+    shown = capsys.readouterr()
+    assert "a than b" in shown.out
+    assert ("below their floor" in shown.err) is bool(code)

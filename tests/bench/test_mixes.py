@@ -15,6 +15,13 @@ def lengths(texts: list[str]) -> list[int]:
     return [len(text.split()) + 2 for text in texts]
 
 
+def test_lengths_are_spread_evenly_though_counts_end_at_the_models_longest() -> None:
+    mix = make_mix("queries", lambda texts: [min(n, 4096) for n in lengths(texts)], 4096)
+    found = sorted(lengths([text.text for text in mix.texts]))
+    quarters = [found[len(found) * i // 4] for i in (1, 2, 3)]
+    assert quarters == pytest.approx([16, 24, 32], abs=2.5)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_texts_of_a_mix_are_as_long_as_it_says(name: str) -> None:
     shape = SHAPES[name]

@@ -1,0 +1,57 @@
+"""The gate: floors from a file, held against one run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy.bench.ratios import Floor, judge, read_floors
+from nvembed_deploy.errors import RecipeError
+from tests.bench import made
+
+SPEED = Floor("ours", "theirs", measured=2.0, tolerance=0.25, mix="queries")
+
+
+def test_the_speed_ratio_is_the_median_of_the_rounds_own() -> None:
+    (verdict,) = judge(made.report(), [SPEED])
+    assert verdict.got == 2
+    assert verdict.passed
+
+
+def test_noise_within_the_tolerance_passes_and_more_does_not() -> None:
+    slower = [replace(SPEED, measured=measured) for measured in (2.6, 2.7)]
+    assert [verdict.passed for verdict in judge(made.report(), slower)] == [True, False]
+
+
+@pytest.mark.parametrize(("measure", "ratio"), [("latency", 3), ("memory", 3), ("cold-start", 2.5)])
+def test_above_one_is_better_whatever_the_measure(measure: str, ratio: float) -> None:
+    (verdict,) = judge(made.report(), [replace(SPEED, measure=measure)])
+    assert verdict.got == pytest.approx(ratio)
+
+
+def test_a_ratio_that_was_not_measured_does_not_fail() -> None:
+    verdicts = judge(made.report(), [SPEED, replace(SPEED, mix="long"), replace(SPEED, ours="x")])
+    assert [verdict.got for verdict in verdicts[1:]] == [None, None]
+    assert all(verdict.passed for verdict in verdicts)
+
+
+def test_a_run_with_none_of_the_ratios_is_refused() -> None:
+    with pytest.raises(RecipeError, match="none of the ratios could be taken"):
+        judge(made.report(), [replace(SPEED, ours="x")])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["measured = 0", "tolerance = 1.0", 'measure = "sped"', "speed = 2", 'measured = "fast"'],
+)
+def test_a_table_that_says_something_else_is_refused(line: str, tmp_path: Path) -> None:
+    good = {"ours": '"a"', "against": '"b"', "measured": "2.0", "tolerance": "0.2"}
+    key, _, value = line.partition(" = ")
+    path = tmp_path / "ratios.toml"
+    path.write_text(
+        "[[ratio]]\n" + "\n".join(f"{k} = {v}" for k, v in (good | {key: value}).items())
+    )
+    with pytest.raises(RecipeError, match=r"ratios.toml, ratio 1 is"):
+        read_floors(path)
