@@ -52,6 +52,7 @@ OURS = {*dir(Api), "flavour", "module"}
 RTX_ONLY = {
     "ComputeCapability",
     "CudaGraphStrategy",
+    "EngineInvalidityDiagnostics",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
     "IRuntimeCache.deserialize",
@@ -60,6 +61,8 @@ RTX_ONLY = {
     "IRuntimeConfig.cuda_graph_strategy",
     "IRuntimeConfig.set_runtime_cache",
     "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+    "Runtime.engine_header_size",
+    "Runtime.get_engine_validity",
 }
 """Used only where the module has it, or for the flavour that has it."""
 
@@ -92,7 +95,7 @@ def uses_of(source: str, holds: dict[str, str]) -> Iterator[Use]:
         if owner in MODULES and node.attr not in OURS and not node.attr.startswith("_"):
             yield Use("", node.attr)
         elif isinstance(node.value, ast.Attribute) and ast.unparse(node.value.value) in MODULES:
-            if node.value.attr not in OURS:
+            if node.value.attr not in OURS and not node.attr.startswith("__"):
                 yield Use(node.value.attr, node.attr, keywords)
         elif owner in holds and not node.attr.startswith("_"):
             yield Use(holds[owner], node.attr, keywords)

@@ -24,6 +24,8 @@ from nvembed_deploy.tensorrt_api import Api
 _LOG_LINES = 8
 _CUDA_MARKS = ("cudaError", "CUDA driver", "CUDA initialization", "no CUDA-capable")
 """In TensorRT's log where the GPU or its driver is the reason, not the plan."""
+_MACHINE_MARKS = ("UNSUPPORTED_CC", "OLD_CUDA", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")
+"""Of TensorRT for RTX's diagnoses, those that another plan would meet too."""
 _DRIVER_FIX = "install an NVIDIA driver for this GPU, and check nvidia-smi; or runtime='onnx'"
 
 logger = logging.getLogger(__name__)
@@ -115,11 +117,22 @@ class LoadedEngine:
             try:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                     engine = self._runtime.deserialize_cuda_engine(data)
+                    diagnosis = "" if engine else self._diagnose(data)
             except ValueError as error:  # an empty file cannot be mapped
                 raise self._refused(f"cannot load it: {error}") from error
         if engine is None:
-            raise self._refused("did not load it")
+            raise self._refused(f"did not load it{diagnosis}")
         return engine
+
+    def _diagnose(self, plan: mmap.mmap) -> str:
+        """Return what the plan's header says against this machine, where the product can tell."""
+        if not hasattr(self._runtime, "get_engine_validity"):
+            return ""
+        header = plan[: self._runtime.engine_header_size]
+        _, found = self._runtime.get_engine_validity(header)
+        known = self._api.module.EngineInvalidityDiagnostics.__members__
+        names = [name for name, bit in known.items() if int(found) & int(bit)]
+        return f" ({', '.join(names)})" if names else ""
 
     def _refit(self, graph: Path) -> None:
         """Put the graph's weights into a plan that was compiled without them."""
@@ -160,7 +173,7 @@ class LoadedEngine:
         """Return the error: the machine's if TensorRT blames CUDA, else the plan's."""
         log = "".join(f"\n    {line}" for line in self._log)
         problem = f"{self._api.flavour} {self._api.version} {what}: {self._plan}{log}"
-        if any(mark in log for mark in _CUDA_MARKS):
+        if any(mark in problem for mark in (*_CUDA_MARKS, *_MACHINE_MARKS)):
             return HardwareError(problem, _DRIVER_FIX)
         return ArtifactError(problem, _compile_fix(self._plan, self._api))
 

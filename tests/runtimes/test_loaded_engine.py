@@ -52,6 +52,29 @@ def test_a_damaged_plan_is_told_from_a_missing_gpu(toy_artifact: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("found", "kind", "names"),
+    [
+        (4, HardwareError, "OLD_CUDA_DRIVER"),
+        (2, HardwareError, "UNSUPPORTED_CC"),
+        (33, ArtifactError, "VERSION_MISMATCH, MALFORMED_ENGINE"),
+    ],
+)
+def test_rtx_names_what_a_plans_header_says_against_the_machine(
+    toy_artifact: Path, found: int, kind: type[Exception], names: str
+) -> None:
+    real = pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
+    api, _ = host_api(toy_artifact / "model.onnx", HostCuda(), RTX)
+    api.module.EngineInvalidityDiagnostics = real.EngineInvalidityDiagnostics
+    api.module.Runtime = lambda _logger: SimpleNamespace(
+        deserialize_cuda_engine=lambda _: None,
+        engine_header_size=4,
+        get_engine_validity=lambda header: (real.EngineValidity.INVALID, found * (len(header) > 3)),
+    )
+    with pytest.raises(kind, match=rf"did not load it \({names}\)"):
+        load(toy_artifact, api, RTX)
+
+
+@pytest.mark.parametrize(
     ("tensors", "record"),
     [(TENSORS[1:], RECORD), (TENSORS, replace(RECORD, profiles=RECORD.profiles[:1]))],
 )

@@ -73,7 +73,8 @@ def test_engines_are_cached_in_the_artifact(toy: Artifact) -> None:
 def test_loading_libraries_prints_nothing_where_results_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
-    monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcublas.so.13"))
+    said = "Failed to load libcublas.so.13\n"
+    monkeypatch.setattr(ort, "preload_dlls", lambda: sys.stdout.write(said))
     with caplog.at_level(logging.INFO):
         load_gpu_libraries(tensorrt=True)
     assert capsys.readouterr().out == ""
