@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from nvembed_deploy import errors
 from nvembed_deploy.bench.side import Side
@@ -25,6 +27,7 @@ class WorkerProcess:
     def __init__(self, name: str, threads: int | None = None) -> None:
         """Start a Python for the side called `name`, with `threads` where they are given."""
         self.name = name
+        self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self.started = time.perf_counter()
         environment = dict(os.environ)
         if threads is not None:
@@ -33,6 +36,7 @@ class WorkerProcess:
             [sys.executable, "-m", "nvembed_deploy.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._printed,
             encoding="utf-8",
             env=environment,
         )
@@ -60,7 +64,7 @@ class WorkerProcess:
         if not line:
             raise errors.HardwareError(
                 f"{self.name}: its process ended with code {self._process.wait()}",
-                "see the lines above; -9 is too little memory: measure fewer sides at once",
+                self._last_words() + "-9 is too little memory: measure fewer sides at once",
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -72,7 +76,8 @@ class WorkerProcess:
     def close(self) -> None:
         """End the process and wait for it."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # a request that a dead process did not read
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -80,6 +85,14 @@ class WorkerProcess:
             self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
+        self._printed.close()
+
+    def _last_words(self) -> str:
+        """Return the last line that it printed, if there is one."""
+        self._printed.seek(0)
+        lines = self._printed.read().decode(errors="replace").split("\n")
+        found = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"its last line was {found!r}; " * bool(found)
 
     def __enter__(self) -> Self:
         """Return the process."""

@@ -86,4 +86,5 @@ def _dtype(side: Side, runtime: Any) -> str:  # noqa: ANN401 - a Runtime; torch'
         return max(linears, key=lambda name: linears[name])
     if runtime.device == "cpu":
         return "fp32"
-    return "bf16" if not is_artifact(Path(side.path)) else "stored"
+    is_stored = is_artifact(Path(side.path))
+    return str(open_artifact(Path(side.path)).manifest.precision) if is_stored else "bf16"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -107,7 +108,8 @@ def _answer(method: Any, request: dict[str, Any]) -> dict[str, Any]:  # noqa: AN
 
 
 def main() -> None:
-    """Keep standard output for answers, and serve."""
+    """Keep standard output for answers, and serve; the parent decides what an interrupt ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(sys.stdin, answers)

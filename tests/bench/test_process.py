@@ -51,3 +51,15 @@ def test_a_worker_that_was_killed_is_an_error_with_its_code() -> None:
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(HardwareError, match="mine: its process ended with code -9"):
             worker.ask("memory")
+
+
+def test_a_worker_leaves_an_interrupt_to_its_parent() -> None:
+    with WorkerProcess("mine") as worker:
+        assert worker.ask("memory")
+        os.kill(worker.pid, signal.SIGINT)
+        assert worker.ask("memory")
+
+
+def test_what_a_dying_worker_printed_is_in_the_error() -> None:
+    with WorkerProcess("mine") as worker, pytest.raises(HardwareError, match="no attribute 'jump'"):
+        worker.ask("jump")
