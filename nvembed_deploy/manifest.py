@@ -83,6 +83,11 @@ class Manifest:
         """Whether any linear is stored in other numbers than the graph's own."""
         return not {precision.value for precision in Precision}.issuperset(self.linears)
 
+    @property
+    def is_for_cpu(self) -> bool:
+        """Whether the graph is written in operators that ONNX Runtime has on the CPU alone."""
+        return self.recipe.get("kernels") == "cpu"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` reads it back."""
         return asdict(self)

@@ -42,6 +42,7 @@ NEEDS = {
     "nvembed_deploy.export.calibrate": "torch",
     "nvembed_deploy.export.check": "onnx_ir",
     "nvembed_deploy.export.compensate": "torch",
+    "nvembed_deploy.export.cpu_linear": "onnx_ir",
     "nvembed_deploy.export.dialect": "onnx_ir",
     "nvembed_deploy.export.graph": "onnx_ir",
     "nvembed_deploy.export.linear": "onnx_ir",

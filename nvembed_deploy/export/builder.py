@@ -30,6 +30,8 @@ FILE_DTYPES = {
     ir.DataType.INT4: "U8",
 }
 """ONNX's dtypes by their names in a safetensors header; 4-bit values lie two in a byte."""
+_DOMAINS = {"MatMulIntegerToFloat": "com.microsoft"}
+"""Operators that are not ONNX's own: ONNX Runtime's."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,14 @@ class GraphBuilder:
         full = ".".join([*self._scope, name or f"{kind.lower()}_{len(self.nodes)}"])
         tails = [""] if num_outputs == 1 else [f".{i}" for i in range(num_outputs)]
         outputs = [ir.Value(name=full + tail) for tail in tails]
-        node = ir.node(kind, inputs=list(inputs), attributes=attributes, outputs=outputs, name=full)
+        node = ir.node(
+            kind,
+            inputs=list(inputs),
+            attributes=attributes,
+            outputs=outputs,
+            domain=_DOMAINS.get(kind, ""),
+            name=full,
+        )
         self.nodes.append(node)
         return outputs
 
@@ -164,7 +173,7 @@ class GraphBuilder:
             [output],
             nodes=self.nodes,
             initializers=list(self.initializers.values()),
-            opset_imports={"": opset},
+            opset_imports={"": opset} | {node.domain: 1 for node in self.nodes if node.domain},
             name="nvembed",
         )
         return ir.Model(graph, ir_version=10, producer_name="nvembed-deploy")

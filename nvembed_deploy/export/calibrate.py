@@ -22,7 +22,7 @@ from nvembed_deploy.export.formats import Activations, Formats, LinearFormat
 from nvembed_deploy.export.linear import SMALLEST_ROW
 from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.quantize import Quantized
-from nvembed_deploy.export.rotation import UNROTATE, feature_block, hadamard
+from nvembed_deploy.export.rotation import UNROTATE, RotatedWeights
 from nvembed_deploy.model.backbone import padding_mask
 from nvembed_deploy.model.nvembed import NVEmbed
 from nvembed_deploy.spec import PoolerForm
@@ -112,7 +112,6 @@ class CompensatingQuantizer:
         """Take the model's linears (rotated or not), their formats, and the texts."""
         self._linears, self._formats, self._batches = linears, formats, batches
         self._spec = linears.weights.spec
-        self._rotates = UNROTATE + ".weight" in linears.weights.shapes
         with torch.device("meta"):
             self._model = NVEmbed(self._spec, PoolerForm.FOLDED)
         self._blocks = self._run()
@@ -174,7 +173,7 @@ class CompensatingQuantizer:
 
     def _normed(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
         norm = self._module(self._model.backbone.decoder.norm, "backbone.norm.")
-        if not self._rotates:
+        if not isinstance(self._linears.weights, RotatedWeights):
             return [norm(hidden) for hidden in states]
         back_DD = torch.from_numpy(self._linears.load(UNROTATE))
         return [norm(hidden) @ back_DD.T for hidden in states]
@@ -206,8 +205,9 @@ class CompensatingQuantizer:
         linear = _Linear(name, weight_OI, self._formats.of(name, weight_OI.shape[1]))
         if has_bias:
             linear.bias = torch.from_numpy(self._linears.weights.read_float32(name + ".bias"))
-        if self._rotates and name.endswith("down_proj"):
-            linear.features = torch.from_numpy(hadamard(feature_block(self._spec)))
+        weights = self._linears.weights
+        if isinstance(weights, RotatedWeights) and name.endswith("down_proj"):
+            linear.features = torch.from_numpy(weights.features)
         return linear
 
 

@@ -6,11 +6,14 @@ form TensorRT takes as strongly typed; the tensors in between stay in the graph'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.spec import Precision
+
+_AFTER_NORM = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 
 
 class Code(StrEnum):
@@ -38,6 +41,15 @@ class Activations(StrEnum):
     """One calibrated range for the whole tensor: the cheapest, and the coarsest."""
 
 
+class Kernels(StrEnum):
+    """Whose operators the graph is written in."""
+
+    STANDARD = "standard"
+    """ONNX's own: any engine."""
+    CPU = "cpu"
+    """ONNX Runtime's on the CPU, where its 8-bit products have an unsigned left side."""
+
+
 class Rounding(StrEnum):
     """How weights are rounded to codes."""
 
@@ -63,11 +75,24 @@ class Scheme:
     linear: LinearFormat
     rotates: bool
     """Whether outlier channels are spread by an exact rotation first (see `rotation.py`)."""
+    kernels: Kernels = Kernels.STANDARD
+    after_norm: Activations | None = None
+    """What happens to the input of the decoder's linears that follow a norm, if it is something
+    else: rotated rows of one length need no range of their own."""
+    precision: Precision = Precision.FP16
+    """The number format of everything else."""
 
 
 SCHEMES = {
     "fp8": Scheme(LinearFormat(Code.FP8, Activations.ROW), rotates=False),
     "int8": Scheme(LinearFormat(Code.INT8, Activations.ROW), rotates=True),
+    "int8-cpu": Scheme(
+        LinearFormat(Code.INT8, Activations.ROW),
+        rotates=True,
+        kernels=Kernels.CPU,
+        after_norm=Activations.STATIC,
+        precision=Precision.FP32,
+    ),
     "int8-weight": Scheme(LinearFormat(Code.INT8, Activations.FLOAT), rotates=False),
     "int4-weight": Scheme(LinearFormat(Code.INT4, Activations.FLOAT, block=128), rotates=True),
 }
@@ -77,10 +102,15 @@ FP8 rounds relative to each value, so spreading outliers gains nothing there and
 
 @dataclass(frozen=True)
 class Formats:
-    """Which format each linear has: `linear`, but for names that match a pattern of `keep`."""
+    """Which format each linear has.
+
+    `linear`, but for names that match a pattern of `keep`, and with the activations of `after_norm`
+    where a linear reads a norm of the decoder.
+    """
 
     linear: LinearFormat | None = None
     keep: tuple[str, ...] = ()
+    after_norm: Activations | None = None
 
     def of(self, name: str, num_inputs: int) -> LinearFormat | None:
         """Return a linear's format; None keeps it in the graph's precision.
@@ -90,11 +120,12 @@ class Formats:
         """
         if self.linear is None or any(fnmatchcase(name, pattern) for pattern in self.keep):
             return None
-        if self.linear.block is None:
-            return self.linear
-        return LinearFormat(
-            self.linear.code, self.linear.activations, _block(name, num_inputs, self.linear.block)
-        )
+        form = self.linear
+        if self.after_norm is not None and name.endswith(_AFTER_NORM):
+            form = replace(form, activations=self.after_norm)
+        if form.block is not None:
+            form = replace(form, block=_block(name, num_inputs, form.block))
+        return form
 
 
 def _block(name: str, num_inputs: int, largest: int) -> int:

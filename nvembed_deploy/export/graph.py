@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder, WeightEntry
-from nvembed_deploy.export.dialect import DIALECTS, DROPPED, Angles
-from nvembed_deploy.export.formats import Formats
+from nvembed_deploy.export.cpu_linear import CpuLinearWriter
+from nvembed_deploy.export.dialect import DIALECTS, DROPPED, Angles, CpuDialect
+from nvembed_deploy.export.formats import Formats, Kernels
 from nvembed_deploy.export.linear import LinearWriter
 from nvembed_deploy.export.pooler import PoolerWriter, unit_length
 from nvembed_deploy.export.rotation import UNROTATE, feature_block, hadamard
@@ -42,6 +43,7 @@ class GraphOptions:
     compute: Precision | None = None
     formats: Formats = field(default_factory=Formats)
     rotates: bool = False
+    kernels: Kernels = Kernels.STANDARD
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,10 @@ class _Author:
         self.spec, self.options = spec, options
         compute = options.compute or options.precision
         self.b = GraphBuilder(compute, options.precision)
-        self.linear = LinearWriter(self.b, options.formats)
-        self.dialect = DIALECTS[options.opset](self.b, spec.backbone)
+        is_standard = options.kernels is Kernels.STANDARD
+        self.linear = (LinearWriter if is_standard else CpuLinearWriter)(self.b, options.formats)
+        dialect = DIALECTS[options.opset] if is_standard else CpuDialect
+        self.dialect = dialect(self.b, spec.backbone)
 
     def mask_input(self, name: str) -> ir.Value:
         return self.b.input(name, ir.DataType.INT64, ["batch", "sequence"])
@@ -142,7 +146,12 @@ class _Author:
     def embed(self, input_ids_BS: ir.Value) -> ir.Value:
         backbone = self.spec.backbone
         shape = (backbone.vocab_size, backbone.hidden_size)
-        table = self.b.weight("backbone.embed_tokens.weight", shape)
+        name, kernels = "backbone.embed_tokens.weight", self.options.kernels
+        if kernels is Kernels.CPU:  # half the bytes of the file's largest tensor
+            table = self.b.declare(name, shape, ir.DataType.FLOAT16)
+            rows = self.b.op("Gather", table, input_ids_BS, name="embed", axis=0)
+            return self.b.op("Cast", rows, to=ir.DataType.FLOAT)
+        table = self.b.weight(name, shape)
         return self.b.widen(self.b.op("Gather", table, input_ids_BS, name="embed", axis=0))
 
     def mask(self, attention_mask_BS: ir.Value) -> ir.Value:
@@ -202,7 +211,7 @@ class _Author:
 
     def _rotated_features(self, gated_BSF: ir.Value) -> ir.Value:
         """Rotate blocks of features; down_proj's weight undoes it."""
-        b, size = self.b, feature_block(self.spec)
+        b, size = self.b, feature_block(self.spec, self.options.kernels)
         matrix = b.table(f"hadamard_{size}", hadamard(size).astype(DATA_TYPES[b.compute].numpy()))
         blocks = b.op("Reshape", gated_BSF, b.constant([0, 0, -1, size]))
         wide = b.constant([0, 0, self.spec.backbone.intermediate_size])

@@ -92,6 +92,7 @@ def graph_options(recipe: ExportRecipe) -> GraphOptions:
         recipe.pooler,
         formats=recipe.formats,
         rotates=recipe.rotates,
+        kernels=recipe.kernels,
     )
 
 
@@ -167,7 +168,8 @@ def _write_text_files(export: Export, stage: Path) -> None:
 
 def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) -> WeightFile:
     recipe, weights = export.recipe, export.weights
-    weights = RotatedWeights(weights, recipe.seed) if recipe.rotates else weights
+    if recipe.rotates:
+        weights = RotatedWeights(weights, recipe.seed, recipe.kernels)
     with open_linears(weights, is_folded=recipe.pooler is PoolerForm.FOLDED) as linears:
         quantizer = _quantizer(export, stage, linears)
         path = stage / LAYOUT.weights

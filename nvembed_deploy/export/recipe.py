@@ -10,7 +10,7 @@ from typing import Any
 
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.export.engine_options import EngineOptions, engine_options
-from nvembed_deploy.export.formats import SCHEMES, Activations, Code, Formats, Rounding
+from nvembed_deploy.export.formats import SCHEMES, Activations, Code, Formats, Kernels, Rounding
 from nvembed_deploy.spec import PoolerForm, Precision
 from nvembed_deploy.tomlfile import read_toml
 
@@ -23,7 +23,7 @@ _ENUMS: dict[str, type[Enum]] = {
     "activations": Activations,
     "rounding": Rounding,
 }
-_INT4_OPSET = 21
+_INT4_OPSET, _CPU_OPSET = 21, 23
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,17 @@ class ExportRecipe:
         """How linears are quantised; empty where none is."""
         if self.scheme is None:
             return Formats()
-        linear = SCHEMES[self.scheme].linear
-        return Formats(
-            replace(linear, activations=self.activations or linear.activations), self.keep
-        )
+        scheme, linear = SCHEMES[self.scheme], SCHEMES[self.scheme].linear
+        if self.activations is not None:
+            return Formats(replace(linear, activations=self.activations), self.keep)
+        # A static range is good for rows of one length, and found on calibration texts.
+        fits = self.rotates and self.rounding is Rounding.COMPENSATED
+        return Formats(linear, self.keep, scheme.after_norm if fits else None)
+
+    @property
+    def kernels(self) -> Kernels:
+        """Whose operators the graph is written in."""
+        return Kernels.STANDARD if self.scheme is None else SCHEMES[self.scheme].kernels
 
     @property
     def rotates(self) -> bool:
@@ -81,6 +88,7 @@ class ExportRecipe:
             return shaped
         shaped |= {
             "activations": self.formats.linear.activations.value,
+            "kernels": self.kernels.value,
             "rotate": self.rotates,
             "rounding": self.rounding.value,
             "keep": list(self.keep),
@@ -165,14 +173,25 @@ def _contradictions(clean: dict[str, Any]) -> list[str]:
     if not isinstance(scheme, str) or scheme not in SCHEMES:
         only = sorted(_QUANTIZED_KEYS & set(clean))
         return [f"{', '.join(only)} without a precision of {list(SCHEMES)}"] if only else []
-    clean |= {"precision": Precision.FP16, "scheme": scheme}
+    clean |= {"precision": SCHEMES[scheme].precision, "scheme": scheme}
     mistakes = []
     if clean.get("pooler") is PoolerForm.FAITHFUL:
         mistakes.append(f"precision {scheme} with the faithful pooler, which is for audits")
+    if SCHEMES[scheme].kernels is Kernels.CPU:
+        mistakes += _contradictions_of_cpu(scheme, clean)
     if SCHEMES[scheme].linear.code is Code.INT4 and clean.get("opset", _INT4_OPSET) < _INT4_OPSET:
         mistakes.append(f"precision {scheme} with opset {clean['opset']}: INT4 needs opset 23")
     if clean.get("activations") is Activations.STATIC and clean.get("rounding") is Rounding.NEAREST:
         mistakes.append("static activations without calibration (rounding is 'nearest')")
+    return mistakes
+
+
+def _contradictions_of_cpu(scheme: str, clean: dict[str, Any]) -> list[str]:
+    mistakes = []
+    if clean.get("opset", _CPU_OPSET) != _CPU_OPSET:
+        mistakes.append(f"precision {scheme} with opset {clean['opset']}: it needs {_CPU_OPSET}")
+    if clean.get("engine") is not None:
+        mistakes.append(f"precision {scheme} with an engine: it is for ONNX Runtime on the CPU")
     return mistakes
 
 

@@ -16,12 +16,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nvembed_deploy.export.formats import Kernels
 from nvembed_deploy.model.names import BACKBONE
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.spec import ModelSpec
 
 UNROTATE = "pooler.unrotate"
-_LARGEST_BLOCK = 128
+_LARGEST_BLOCK = {Kernels.STANDARD: 128, Kernels.CPU: 32}
+"""Features rotated together. 128 is a tensor core's bite; on a CPU, where the product is a sixth of
+all time, 32 costs a third of it and loses nothing (docs/numerics.md)."""
 _READ_STATES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _ADD_TO_STATES = ("o_proj", "down_proj")
 _COLUMNS = 1024
@@ -42,9 +45,9 @@ def power_of_two(width: int) -> int:
     return width & -width
 
 
-def feature_block(spec: ModelSpec) -> int:
+def feature_block(spec: ModelSpec, kernels: Kernels = Kernels.STANDARD) -> int:
     """Return how many features are rotated together before down_proj."""
-    return min(_LARGEST_BLOCK, power_of_two(spec.backbone.intermediate_size))
+    return min(_LARGEST_BLOCK[kernels], power_of_two(spec.backbone.intermediate_size))
 
 
 class Rotation:
@@ -79,15 +82,17 @@ class RotatedWeights(Weights):
     rotation of the final states and applies the final norm's gain.
     """
 
-    def __init__(self, weights: Weights, seed: int = 0) -> None:
-        """View `weights` through the rotation that belongs to `seed`."""
+    def __init__(
+        self, weights: Weights, seed: int = 0, kernels: Kernels = Kernels.STANDARD
+    ) -> None:
+        """View `weights` through the rotation that belongs to `seed`, in blocks for `kernels`."""
         self.spec = weights.spec
         hidden = weights.spec.backbone.hidden_size
         self.shapes = {**weights.shapes, UNROTATE + ".weight": (hidden, hidden)}
         self._weights = weights
         self._rotate = Rotation(hidden, seed)
         self._head = hadamard(power_of_two(weights.spec.backbone.head_width))
-        self._features = hadamard(feature_block(weights.spec))
+        self.features = hadamard(feature_block(weights.spec, kernels))
 
     def is_merged(self, name: str) -> bool:
         """Tell whether the tensor differs from the checkpoint's file: all of the decoder's do."""
@@ -128,7 +133,7 @@ class RotatedWeights(Weights):
 
     def _adding(self, name: str) -> np.ndarray:
         """Return R^T W with its inputs (features, or each head's values) rotated."""
-        blocks = self._features if name.endswith("down_proj.weight") else self._head
+        blocks = self.features if name.endswith("down_proj.weight") else self._head
         weight_OI = self._weights.read_float32(name)
         turned_OI = np.empty_like(weight_OI)
         for start in range(0, weight_OI.shape[1], _COLUMNS):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.engine_record import Shape
 from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, MissingPackageError
+from nvembed_deploy.runtimes.cpu_features import lacks_byte_dots
 from nvembed_deploy.runtimes.launch import fill_rows, plan_launches
 from nvembed_deploy.runtimes.onnx_tensorrt import (
     RTX_PROVIDER,
@@ -83,8 +84,7 @@ class OnnxRuntime:
         """
         spec = artifact.manifest.spec
         self.max_tokens = min(spec.text.max_tokens, spec.backbone.max_positions)
-        target = _target(options)
-        _check_precision(artifact, target)
+        target = _fit(artifact, _target(options))
         session = _open_session(artifact, target, options)
         if session.get_providers()[0] != target.providers[0]:
             _report_fallback(target, f"ONNX Runtime uses {session.get_providers()[0]} instead")
@@ -168,12 +168,31 @@ def _target(options: RuntimeOptions) -> _Target:
     return _Target("cpu" if kind == "cpu" else f"{kind}:{index or 0}", providers, is_named)
 
 
-def _check_precision(artifact: Artifact, target: _Target) -> None:
+def _fit(artifact: Artifact, target: _Target) -> _Target:
+    """Return where the graph can run.
+
+    Raises:
+        HardwareError: it cannot run where it was asked to.
+    """
     if artifact.manifest.precision is Precision.BF16 and target.device == "cpu":
         raise HardwareError(
             f"{artifact.path} is bf16, for which ONNX Runtime has no kernels on the CPU",
             "run it on a GPU, or export the checkpoint with --precision fp16 or fp32",
         )
+    if not artifact.manifest.is_for_cpu:
+        return target
+    if target.device != "cpu" and target.is_named:
+        raise HardwareError(
+            f"{artifact.path} is written for the CPU, and device {target.device!r} was asked for",
+            "use device='cpu', or export the checkpoint with --precision int8 or fp16",
+        )
+    if lacks_byte_dots():
+        logger.warning(
+            "this processor has neither VNNI nor AMX: its 8-bit products saturate, and embeddings "
+            "of %s may be wrong. Export the checkpoint with --precision int8-weight or fp32",
+            artifact.path,
+        )
+    return _CPU_TARGET
 
 
 def _default_device(providers: tuple[str, ...] | None, available: list[str]) -> str:

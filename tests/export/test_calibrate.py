@@ -54,7 +54,7 @@ def held(all_texts: list[Batch]) -> list[dict[str, np.ndarray]]:
 def write(weights: Weights, options: GraphOptions, folder: Path, texts: list[Batch]) -> Path:
     folder.mkdir()
     block = author_graph(weights.spec, options)
-    weights = RotatedWeights(weights) if options.rotates else weights
+    weights = RotatedWeights(weights, kernels=options.kernels) if options.rotates else weights
     with open_linears(weights, is_folded=True) as linears:
         quantizer = CompensatingQuantizer(linears, options.formats, texts)
         file = write_weights(folder / "model.onnx_data", block.weights, linears, quantizer)

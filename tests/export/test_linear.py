@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from nvembed_deploy.export.formats import SCHEMES, Formats
+from nvembed_deploy.export.formats import SCHEMES, Formats, Kernels
 from nvembed_deploy.export.graph import GraphOptions, author_graph
 from nvembed_deploy.export.linear_weights import open_linears
 from nvembed_deploy.export.nearest import NearestQuantizer
@@ -20,16 +20,20 @@ from tests import factories
 from tests.export.test_graph import batch, run, save
 
 CASES = [
-    (name, opset) for name in SCHEMES for opset in (20, 23) if (name, opset) != ("int4-weight", 20)
+    *((name, opset) for name in ("fp8", "int8", "int8-weight") for opset in (20, 23)),
+    *((name, 23) for name in ("int4-weight", "int8-cpu")),
 ]
-FLOORS = {"fp8": 0.98, "int8": 0.998, "int8-weight": 0.999, "int4-weight": 0.8}
+FLOORS = {"fp8": 0.98, "int8": 0.998, "int8-weight": 0.999, "int4-weight": 0.8, "int8-cpu": 0.998}
 
 
 def options_of(name: str, opset: int = 23, precision: Precision = Precision.FP16) -> GraphOptions:
     scheme = SCHEMES[name]
     # The tiny pooler's 24 scores are no multiple of a block.
     formats = Formats(scheme.linear, keep=("pooler.values",) if name == "int4-weight" else ())
-    return GraphOptions(precision, opset, formats=formats, rotates=scheme.rotates)
+    precision = scheme.precision if scheme.kernels is Kernels.CPU else precision
+    return GraphOptions(
+        precision, opset, formats=formats, rotates=scheme.rotates, kernels=scheme.kernels
+    )
 
 
 @pytest.mark.parametrize(("name", "opset"), CASES)

@@ -16,7 +16,7 @@ from nvembed_deploy.spec import PoolerForm
 def weight_file(weights: Weights, options: GraphOptions, folder: Path) -> WeightFile:
     """Write the weight file of `options`' graph; quantised linears to the nearest code."""
     entries = author_graph(weights.spec, options).weights
-    weights = RotatedWeights(weights) if options.rotates else weights
+    weights = RotatedWeights(weights, kernels=options.kernels) if options.rotates else weights
     with open_linears(weights, is_folded=options.pooler_form is PoolerForm.FOLDED) as linears:
         quantizer = NearestQuantizer(linears, options.formats)
         return write_weights(folder / "model.onnx_data", entries, linears, quantizer)

@@ -17,7 +17,7 @@ import pytest
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact, read_manifest, write_manifest
 from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, MissingPackageError
-from nvembed_deploy.runtimes.onnx_runtime import OnnxRuntime, _report_fallback, _Target
+from nvembed_deploy.runtimes.onnx_runtime import OnnxRuntime, _fit, _report_fallback, _Target
 from nvembed_deploy.runtimes.protocol import RuntimeOptions
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Tokenizer, collate
@@ -158,3 +158,19 @@ def test_a_bf16_graph_on_the_cpu_is_refused_with_the_reason(
     write_manifest(copy, replace(read_manifest(copy), precision=Precision.BF16))
     with pytest.raises(HardwareError, match="no kernels on the CPU"):
         open_toy(copy)
+
+
+def test_a_graph_for_the_cpu_runs_there_and_is_refused_elsewhere(
+    toy_artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    path = tmp_path / "cpu"
+    shutil.copytree(toy_artifact, path)
+    manifest = read_manifest(path)
+    write_manifest(path, replace(manifest, recipe={**manifest.recipe, "kernels": "cpu"}))
+    artifact = open_artifact(path)
+    assert _fit(artifact, _Target("cuda:0", ("CUDA",), is_named=False)).device == "cpu"
+    with pytest.raises(HardwareError, match="written for the CPU"):
+        _fit(artifact, _Target("cuda:0", ("CUDA",), is_named=True))
+    monkeypatch.setattr("nvembed_deploy.runtimes.onnx_runtime.lacks_byte_dots", lambda: True)
+    open_toy(path)
+    assert "saturate" in caplog.text

@@ -1,0 +1,106 @@
+"""Tests of nvembed_deploy/export/cpu_linear.py: the CPU's 8-bit products, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.export.formats import SCHEMES, Activations, Formats, Kernels
+from nvembed_deploy.export.graph import GraphOptions, author_blocks, author_graph
+from nvembed_deploy.export.recipe import load_recipe
+from nvembed_deploy.model.weights import Weights
+from nvembed_deploy.spec import Precision
+from nvembed_deploy.text import Batch
+from tests import factories
+from tests.export.test_calibrate import all_texts, held, texts, write
+from tests.export.test_graph import run, save
+from tests.export.written import weight_file
+
+__all__ = ["all_texts", "held", "texts"]
+BY_ROW = Formats(SCHEMES["int8-cpu"].linear)
+OPTIONS = GraphOptions(
+    Precision.FP32,
+    formats=Formats(SCHEMES["int8-cpu"].linear, after_norm=Activations.STATIC),
+    rotates=True,
+    kernels=Kernels.CPU,
+)
+
+
+def test_values_are_those_of_the_standard_graph(tmp_path: Path, tiny_weights: Weights) -> None:
+    """A layer of both: the same codes, multiplied exactly by either kernel."""
+    generator, outputs = np.random.default_rng(0), []
+    hidden_BSD = generator.standard_normal((2, 9, 64)).astype(np.float32)
+    for kernels in Kernels:
+        folder = tmp_path / kernels.value
+        folder.mkdir()
+        options = replace(OPTIONS, formats=BY_ROW, rotates=False, kernels=kernels)
+        file = weight_file(tiny_weights, options, folder)
+        layer = author_blocks(factories.TINY, options)[1]
+        model = layer.builder.model(layer.inputs, layer.output, layer.opset, file.data)
+        ir.save(model, folder / "layer.onnx")
+        session = onnxruntime.InferenceSession(str(folder / "layer.onnx"))
+        feed = {"hidden": hidden_BSD, "attention_mask": np.ones((2, 9), np.int64)}
+        outputs.append(session.run(None, feed)[0])
+    assert np.abs(outputs[0] - hidden_BSD).max() > 0.1
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
+
+
+def test_calibrated_static_ranges_after_norms_stay_near_the_float_graph(
+    tmp_path: Path, tiny_weights: Weights, texts: list[Batch], held: list[dict[str, np.ndarray]]
+) -> None:
+    (tmp_path / "float").mkdir()
+    plain = save(tiny_weights, GraphOptions(), tmp_path / "float")
+    path = write(tiny_weights, OPTIONS, tmp_path / "cpu", texts)
+    onnx.checker.check_model(str(path), full_check=True)
+    cosines = [(run(path, x, as_written=True) * run(plain, x)).sum(1) for x in held]
+    assert np.concatenate(cosines).min() >= 0.998
+
+
+def test_each_product_has_an_unsigned_left_side(tmp_path: Path, tiny_weights: Weights) -> None:
+    """Signed by signed is 36 times slower in ONNX Runtime 1.32."""
+    model = onnx.load(
+        str(save(tiny_weights, replace(OPTIONS, formats=BY_ROW), tmp_path)),
+        load_external_data=False,
+    )
+    zeros = {t.name: t.data_type for t in model.graph.initializer if t.name.startswith("zero_")}
+    assert zeros == {"zero_uint8": onnx.TensorProto.UINT8}
+    products = [n for n in model.graph.node if n.op_type == "MatMulIntegerToFloat"]
+    assert {n.input[4] for n in products} == {"zero_uint8"}
+    assert len(products) == 7 * factories.TINY.backbone.num_layers + 4
+
+
+def test_only_what_reads_no_norm_has_a_range_per_token() -> None:
+    block = author_graph(factories.TINY, OPTIONS)
+    reduced = [n for n in block.builder.nodes if n.op_type == "ReduceMax"]
+    layers = factories.TINY.backbone.num_layers
+    assert len(reduced) == 2 * layers + 4  # o_proj and down_proj; the pooler's four
+    scales = [e.name for e in block.weights if e.name.endswith(".input_scale")]
+    assert len(scales) == 2 * layers  # q, k and v share one, gate and up another
+
+
+def test_the_embedding_table_is_half_as_large() -> None:
+    entries = {e.name: e for e in author_graph(factories.TINY, OPTIONS).weights}
+    assert entries["backbone.embed_tokens.weight"].dtype.name == "FLOAT16"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [({"opset": 20}, "opset 20"), ({"engine": {"flavour": "tensorrt-rtx"}}, "an engine")],
+)
+def test_what_the_cpu_form_cannot_be_is_refused(values: dict[str, object], named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        load_recipe(None, {"precision": "int8-cpu", **values})
+
+
+def test_without_texts_or_rotation_every_token_has_a_range_of_its_own() -> None:
+    for values in ({"rounding": "nearest"}, {"rotate": False}):
+        recipe = load_recipe(None, {"precision": "int8-cpu", **values})
+        assert recipe.formats.after_norm is None
+    assert load_recipe(None, {"precision": "int8-cpu"}).formats.after_norm is Activations.STATIC
