@@ -32,13 +32,15 @@ _FAR = 0.99
 
 def render(report: Report) -> str:
     """Return the page."""
-    title = f"Speed of {escape(next(iter(report.sides)))}"
+    first, *others = (escape(name) for name in report.sides)
+    title = f"Speed of {first}"
+    beside = f" <span class='soft'>beside {', '.join(others)}</span>" if others else ""
     return "\n".join(
         (
             "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
             "<meta name='viewport' content='width=device-width, initial-scale=1'>",
             f"<title>{title}</title><style>{_STYLE}</style></head><body>",
-            f"<h1>{title} <span class='soft'>beside {len(report.sides) - 1} others</span></h1>",
+            f"<h1>{title}{beside}</h1>",
             f"<p class='soft'>{_machine(report)}</p>",
             *(part for mix in report.mixes for part in _mix(mix)),
             *_starts(report),
@@ -102,14 +104,19 @@ def _starts(report: Report) -> Iterator[str]:
     yield "<h2>Start and memory</h2><h3>From starting Python to the first embedding, seconds</h3>"
     cold = {name: side.cold_start_seconds for name, side in report.sides.items()}
     yield bars({n: Range(s, s, s, f"{s:.2f} s") for n, s in cold.items()}, "cold start")
-    peaks = {name: side.peak_bytes for name, side in report.sides.items() if side.peak_bytes}
-    if peaks:
-        yield "<h3>Most resident memory</h3>"
-        yield bars({n: Range(b, b, b, cli.human_bytes(b)) for n, b in peaks.items()}, "memory")
-    held = {name: side.gpu_bytes for name, side in report.sides.items() if side.gpu_bytes}
-    if held:
-        yield "<h3>GPU memory</h3>"
-        yield bars({n: Range(b, b, b, cli.human_bytes(b)) for n, b in held.items()}, "GPU memory")
+    for title, held in (
+        ("Most resident memory", {n: side.peak_bytes for n, side in report.sides.items()}),
+        ("GPU memory", {n: side.gpu_bytes for n, side in report.sides.items()}),
+    ):
+        if any(held.values()):
+            yield f"<h3>{title}</h3>"
+            yield bars({name: _bytes(count) for name, count in held.items()}, title)
+
+
+def _bytes(count: int | None) -> Range:
+    if count is None:
+        return Range(0, 0, 0, "not seen")
+    return Range(count, count, count, cli.human_bytes(count))
 
 
 def _scaling(scaling: Scaling) -> Iterator[str]:
