@@ -28,6 +28,7 @@ Play = Callable[..., HostCuda]
 @pytest.fixture
 def play(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     """A function that puts an engine into the toy artifact, and a GPU into this machine."""
+    pytest.importorskip("cuda.bindings", reason="pip install cuda-bindings")
 
     def put(record: EngineRecord = RECORD, **gpu: object) -> HostCuda:
         (toy_artifact / "engines").mkdir(exist_ok=True)
