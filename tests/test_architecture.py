@@ -52,7 +52,6 @@ TESTED_IN = {
     "runtimes/torch_runtime": "e2e/test_checkpoint_to_encoder",
     # The command line, run as a user does.
     "bench/charts": "bench/test_report_html",
-    "bench/measure": "bench/test_main",
     "bench/run": "bench/test_main",
     "bench/subject": "bench/test_main",
     "bench/table": "bench/test_main",

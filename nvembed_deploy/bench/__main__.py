@@ -73,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=_seconds, default=20.0, help="by side and mix (%(default)s)"
     )
     parser.add_argument("--rounds", type=cli.positive, default=5, help="at most (%(default)s)")
+    parser.add_argument(
+        "--texts", type=cli.positive, help="of a round, at least (default: the mix's own)"
+    )
     parser.add_argument("--starts", type=cli.positive, default=2, help="of each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the texts (%(default)s)")
     parser.add_argument(
@@ -146,7 +149,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         with_distinct_names(sides),
         checkpoint=_checkpoint(args, sides),
         mixes=tuple(args.mix) or DEFAULT,
-        effort=Effort(args.seconds, args.rounds),
+        effort=Effort(args.seconds, args.rounds, args.texts),
         starts=args.starts,
         seed=args.seed,
         has_scaling=args.scaling,

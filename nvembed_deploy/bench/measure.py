@@ -36,10 +36,12 @@ class Effort:
     Attributes:
         seconds: of throughput by side and mix, about; latency takes half as much again.
         rounds: most rounds to divide them by.
+        texts: least texts in a round; None leaves it to the mix.
     """
 
     seconds: float = 20.0
     rounds: int = 5
+    texts: int | None = None
 
 
 @dataclass
@@ -102,7 +104,7 @@ def _warm_up(mix: Mix, workers: Workers) -> float:
 
 def _share_out(mix: Mix, text_seconds: float, effort: Effort) -> tuple[int, int]:
     """Return how many texts make a round, and how many rounds there are."""
-    least = min(mix.least_texts, len(mix.texts))
+    least = min(effort.texts or mix.least_texts, len(mix.texts))
     fitting = int(effort.seconds / effort.rounds / text_seconds)
     count = min(max(least, fitting), len(mix.texts))
     rounds = int(effort.seconds / (text_seconds * count))

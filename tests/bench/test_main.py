@@ -82,7 +82,7 @@ def test_the_gate_decides_the_exit_code(  # noqa: PLR0913, PLR0917 - fixtures
         f'[[ratio]]\nours = "a"\nagainst = "b"\nmix = "small"\nmeasured = {measured}\n'
         "tolerance = 0.2\n"
     )
-    words = [f"a={tiny_artifact}", f"b={tiny_artifact}", "--mix", str(mix)]
+    words = [f"a={tiny_artifact}", f"b={tiny_artifact}", "--mix", str(mix), "--texts", "3"]
     assert main([*words, "--ratios", str(floors), *QUICK]) == code
     shown = capsys.readouterr()
     assert "a than b" in shown.out
