@@ -66,8 +66,9 @@ def train(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, _overrides(args.set))
 
     if args.dry_run:
-        from nvembed_deploy.train.run_folder import describe, open_sources
+        from nvembed_deploy.train.run_folder import check_paths, describe, open_sources
 
+        check_paths(recipe)
         cli.say(describe(recipe, open_sources(recipe)))
         return
     from nvembed_deploy.train import loop

@@ -102,11 +102,9 @@ class LiveView:
         from rich.console import Console
 
         self._bars = progress.Progress(
-            progress.TextColumn("train"),
-            progress.BarColumn(bar_width=24),
+            progress.BarColumn(bar_width=10),  # all of it fits 80 columns
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[numbers]}"),
-            progress.TimeElapsedColumn(),
             progress.TimeRemainingColumn(),
             console=Console(stderr=True),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from nvembed_deploy.errors import GateError
 from nvembed_deploy.train.batch import TrainBatch, make_batch
 from nvembed_deploy.train.gradcache import Budget, backward, embedder
+from nvembed_deploy.train.interrupt import deferred_interrupt
 from nvembed_deploy.train.journal import (
     Journal,
     StepRecord,
@@ -36,7 +38,7 @@ from nvembed_deploy.train.learner import (
 from nvembed_deploy.train.loss import allowed_passages, info_nce
 from nvembed_deploy.train.mixture import Blend, Mixture
 from nvembed_deploy.train.recipe import OptimizerSection, TrainRecipe
-from nvembed_deploy.train.run_folder import claim, open_sources
+from nvembed_deploy.train.run_folder import check_paths, claim, open_sources
 from nvembed_deploy.train.saved import Progressing, load_step, save_step, saved_steps, snapshot
 from nvembed_deploy.train.shard import shard
 from nvembed_deploy.train.sources import Source
@@ -75,6 +77,7 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
         MissingPackageError: the tracker is not installed.
     """
     check_tracker(recipe.run.tracker)
+    check_paths(recipe)
     accelerator = Accelerator(
         log_with=None if recipe.run.tracker == "none" else recipe.run.tracker,
         project_dir=str(recipe.run.out),
@@ -141,15 +144,28 @@ class _Run:
         is_main: bool = self.accelerator.is_main_process
         journal = Journal(run.out, self.step) if is_main else None
         start_tracker(self.accelerator, self.recipe, self.step)
-        with open_view(steps, self.step, run.log_every if is_main else 0) as view:
+        view_every = run.log_every if is_main else 0
+        alone: bool = self.accelerator.num_processes == 1
+        asking, viewing = deferred_interrupt(alone=alone), open_view(steps, self.step, view_every)
+        with asking as is_asked, viewing as view:
             while self.step < steps:
                 record = self._step()
                 self._tell(record, journal, view)
-                if self.step % run.save_every == 0 or self.step == steps:
+                stops = is_asked()
+                if stops or self.step % run.save_every == 0 or self.step == steps:
                     self._save()
+                if stops and self.step < steps:
+                    break
+        if self.step < steps:
+            self._interrupt()
         self._write_checkpoint()
         self.accelerator.end_training()  # ends the group of processes too
         return self._report()
+
+    def _interrupt(self) -> None:
+        said = f"step {self.step} is saved: --resume goes on from it"
+        print(said, file=sys.stderr)  # noqa: T201 - the terminal view
+        raise KeyboardInterrupt
 
     def _step(self) -> StepRecord:
         started = time.perf_counter()
@@ -214,9 +230,9 @@ class _Run:
         self.unfinite += 1
         if self.recipe.run.on_nan == "stop" or self.unfinite >= _MOST_NAN:
             raise GateError(
-                f"step {self.step + 1}: the loss is {loss}, {self.unfinite} in a row",
-                "lower the learning rates, raise the temperature or the warm-up, or train in fp32; "
-                "then --resume from the last saved step",
+                f"step {self.step + 1}: the loss is {loss}, the {self.unfinite}. time in a row",
+                "lower the learning rates, raise the temperature or the warm-up, or train in fp32, "
+                "and begin again: --overwrite",
             )
         return math.nan
 

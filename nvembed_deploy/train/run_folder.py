@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.train.journal import LOG
 from nvembed_deploy.train.recipe import TrainRecipe
 from nvembed_deploy.train.sources import Source, open_source
 
@@ -18,6 +20,22 @@ _WATCHING = {"run.log_every", "run.save_every", "run.keep", "run.tracker", "run.
 _MEMORY = {"run.shard", "run.gradient_checkpointing", "batch.chunk_tokens", "batch.live_tokens"}
 _FREE = _WATCHING | _MEMORY | {"run.compile"}
 """What may change when a run goes on: a machine with less memory must be able to end it."""
+
+
+def check_paths(recipe: TrainRecipe) -> None:
+    """Refuse a recipe that names what is not there.
+
+    Raises:
+        RecipeError: paths do not exist; all are listed.
+    """
+    paths = {"model.base": recipe.model.base, "model.checkpoint": recipe.model.checkpoint}
+    paths |= {f"data.{number}.path": section.path for number, section in enumerate(recipe.data)}
+    missing = [f"{key} {path}" for key, path in paths.items() if path and not path.exists()]
+    if missing:
+        raise RecipeError(
+            f"{', '.join(missing)}: no such file or folder",
+            "correct the recipe (paths start at the current folder), or fetch what it names",
+        )
 
 
 def open_sources(recipe: TrainRecipe) -> list[Source]:
@@ -50,7 +68,7 @@ def describe(recipe: TrainRecipe, sources: list[Source]) -> str:
 
 
 def claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
-    """Make `out` this recipe's.
+    """Make `out` this recipe's. A run that ended before its first step leaves no claim.
 
     Raises:
         RecipeError: it holds a run, and is neither to be resumed nor removed; or it was begun with
@@ -60,7 +78,7 @@ def claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
     path = out / RECIPE
     if overwrite and path.exists():
         shutil.rmtree(out)
-    if path.exists():
+    if path.exists() and _holds_steps(out):
         if not resume:
             raise RecipeError(
                 f"{out} holds a run already", "add --resume, --overwrite, or change run.out"
@@ -73,6 +91,11 @@ def claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
             )
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _holds_steps(out: Path) -> bool:
+    log = out / LOG
+    return (out / "steps").exists() or (log.exists() and log.stat().st_size > 0)
 
 
 def _differing(new: dict[str, Any], old: dict[str, Any]) -> list[str]:

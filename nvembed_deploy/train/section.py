@@ -36,10 +36,21 @@ def validated(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        mistakes = [_mistake(e, whole=where.split(" ", maxsplit=1)[0]) for e in error.errors()]
+        errors = error.errors()
+        mistakes = [
+            _mistake(e, whole=where.split(" ", maxsplit=1)[0])
+            for e in errors
+            if not any(_is_within(other["loc"], e["loc"]) for other in errors)
+        ]
         raise RecipeError(
-            f"{where}: " + "; ".join(mistakes), f"correct them; {see} lists the keys"
+            f"{where}:" + "".join(f"\n  {mistake}" for mistake in mistakes),
+            f"correct them; {see} lists the keys",
         ) from None
+
+
+def _is_within(inner: tuple[object, ...], outer: tuple[object, ...]) -> bool:
+    """Return whether a mistake is inside what another is about: a list lacks what was refused."""
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _mistake(error: Mapping[str, Any], whole: str) -> str:

@@ -100,6 +100,24 @@ def test_a_run_is_never_overwritten_unasked(tiny_base: Path, data: Path, tmp_pat
     assert stored["loss"]["temperature"] == 0.2
 
 
+def test_what_failed_before_its_first_step_may_begin_again(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    run, bad = tmp_path / "run", {"loss": {"temperature": 1e-45}}
+    with pytest.raises(GateError, match=r"step 1: the loss is nan, the 1\. time in a row"):
+        loop.train(pairs.recipe(tiny_base, data, run, **bad))
+    assert loop.train(pairs.recipe(tiny_base, data, run)).steps == 6
+
+
+def test_all_missing_paths_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = pairs.recipe(tmp_path / "no-base", tmp_path / "no-data", tmp_path / "run")
+    with pytest.raises(RecipeError) as caught:
+        loop.train(recipe)
+    assert "model.base" in caught.value.problem
+    assert "data.0.path" in caught.value.problem
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_may_go_on_with_less_memory(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     loop.train(pairs.recipe(tiny_base, data, tmp_path / "run"))
     less = {"run": {"gradient_checkpointing": True}, "batch": {"chunk_tokens": 9, "live_tokens": 0}}

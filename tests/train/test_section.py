@@ -17,6 +17,7 @@ class Inner(Section):
 
 class Outer(Section):
     name: str
+    more: Annotated[tuple[Inner, ...], Field(min_length=1)] = (Inner(),)
     inner: Inner = Inner()
 
     @model_validator(mode="after")
@@ -34,10 +35,16 @@ def test_a_right_file_is_its_sections() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({}, "plan p: name is missing"),
-        ({"name": "bad"}, "plan p: plan: bad is no name"),
-        ({"name": "a", "inner": {"size": 0}}, "plan p: inner.size is 0: Input should be greater"),
-        ({"inner": {"sise": 1}, "x": 2}, "name is missing; unknown key inner.sise; unknown key x"),
+        ({}, "plan p:\n  name is missing"),
+        ({"name": "bad"}, "plan p:\n  plan: bad is no name"),
+        (
+            {"name": "a", "inner": {"size": 0}},
+            "plan p:\n  inner.size is 0: Input should be greater",
+        ),
+        (
+            {"inner": {"sise": 1}, "x": 2},
+            "\n  name is missing\n  unknown key inner.sise\n  unknown key x",
+        ),
     ],
 )
 def test_all_mistakes_are_told_with_their_keys(values: dict, problem: str) -> None:
@@ -45,3 +52,9 @@ def test_all_mistakes_are_told_with_their_keys(values: dict, problem: str) -> No
         validated(Outer, values, "plan p", see="docs/")
     assert problem in caught.value.problem
     assert caught.value.fix == "correct them; docs/ lists the keys"
+
+
+def test_a_list_is_not_called_empty_for_what_was_refused_in_it() -> None:
+    with pytest.raises(RecipeError) as caught:
+        validated(Outer, {"name": "a", "more": [{"sise": 2}]}, "plan p", see="docs/")
+    assert caught.value.problem == "plan p:\n  unknown key more.0.sise"
