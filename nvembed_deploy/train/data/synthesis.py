@@ -92,8 +92,10 @@ class Synthesis:
         rows = [self._log.results[request.name] for request in requests]
         kept = list(self._distinct(row for row in rows if row is not None))
         if not kept:
+            found = f"{len(requests)} requests gave no example" if requests else "no task was found"
+            reasons = ", ".join(f"{why} ({n})" for why, n in self.faults.most_common())
             raise InputError(
-                f"of {len(requests)} requests none gave an example ({dict(self.faults)})",
+                f"{found}; replies of no use: {reasons}",
                 "try a larger model, or more --max-tokens",
             )
         yield from kept

@@ -105,7 +105,7 @@ def test_a_model_that_is_of_no_use_is_named(tmp_path: Path) -> None:
         prompt = messages[-1]["content"]
         return good_reply(prompt, 1) if prompt.startswith("Think") else "no"
 
-    none = pytest.raises(InputError, match=r"of 20 requests none gave .*'no JSON object': 60")
+    none = pytest.raises(InputError, match=r"20 requests gave no example; .*no JSON object \(60\)")
     with open_log(tmp_path, ORDER, "m") as log, none:
         list(Synthesis(useless, ORDER, log).run())
 
@@ -135,3 +135,9 @@ def test_another_model_or_seed_is_another_log(tmp_path: Path) -> None:
         open_log(tmp_path, ORDER, "other")
     with pytest.raises(InputError, match="'seed': 0"):
         open_log(tmp_path, Order(tasks=10, seed=1), "m")
+
+
+def test_a_model_that_thinks_up_no_task_is_told_so(tmp_path: Path) -> None:
+    none = pytest.raises(InputError, match=r"no task was found; .*: no JSON array \(45\)")
+    with open_log(tmp_path, ORDER, "m") as log, none:
+        list(Synthesis(lambda _: "Sure, I'd be glad to help.", ORDER, log).run())
