@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 LAYERS ?= 8
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test e2e real gpu bench demo clean
+.PHONY: help install check format test e2e real gpu bench perf demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,11 @@ gpu: install ## the tests that need an NVIDIA GPU
 
 bench: install ## export memory, time and disk at full width; LAYERS=32 is NV-Embed whole (32 GB)
 	$(BIN)/python -m benchmarks.lean_export --layers $(LAYERS)
+
+perf: demo ## the demo's speed beside others, held against benchmarks/ratios.toml (10 minutes)
+	$(BIN)/python -m nvembed_deploy.bench fp32=build/demo/artifact --checkpoint build/demo/checkpoint \
+		--against sentence-transformers sentence-transformers-best --mix queries passages --threads 1 \
+		--ratios benchmarks/ratios.toml --json build/perf/bench.json --html build/perf/bench.html
 
 demo: install ## a real 135M decoder to an artifact that searches (fetches 93 MB once)
 	$(BIN)/python -m demo.demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nvembed_deploy import cli
 from nvembed_deploy.bench.ratios import Verdict
@@ -65,7 +66,10 @@ def _print_scaling(scaling: Scaling, console: Console) -> None:
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    wide_enough = Text.from_markup(title).cell_len
+    table = Table(
+        title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), min_width=wide_enough
+    )
     table.add_column("", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)

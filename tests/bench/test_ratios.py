@@ -11,6 +11,7 @@ from nvembed_deploy.bench.ratios import Floor, judge, read_floors
 from nvembed_deploy.errors import RecipeError
 from tests.bench import made
 
+ROOT = Path(__file__).parents[2]
 SPEED = Floor("ours", "theirs", measured=2.0, tolerance=0.25, mix="queries")
 
 
@@ -55,3 +56,8 @@ def test_a_table_that_says_something_else_is_refused(line: str, tmp_path: Path) 
     )
     with pytest.raises(RecipeError, match=r"ratios.toml, ratio 1 is"):
         read_floors(path)
+
+
+def test_the_file_of_this_repository_is_sound() -> None:
+    floors = read_floors(ROOT / "benchmarks" / "ratios.toml")
+    assert {floor.mix for floor in floors} >= {"queries", "passages"}
