@@ -99,6 +99,11 @@ def write_text(path: Path, content: str) -> None:
     partial.replace(path)
 
 
+def short(value: float) -> str:
+    """Return a number in three or four digits and never as 1e+03: 0.724, 97.7, 1,390."""
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"  # noqa: PLR2004
+
+
 def summarize(run: MixRun, spec: ModelSpec, facts: Mapping[str, Mapping[str, Any]]) -> MixNumbers:
     """Turn the rounds of a mix into numbers; `facts` are the sides', by name."""
     first = next(iter(run.encode))

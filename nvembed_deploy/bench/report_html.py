@@ -7,7 +7,7 @@ from html import escape
 
 from nvembed_deploy import cli
 from nvembed_deploy.bench.charts import Range, bars, legend, lines, ranges
-from nvembed_deploy.bench.report import MixNumbers, Report, SideNumbers
+from nvembed_deploy.bench.report import MixNumbers, Report, SideNumbers, short
 from nvembed_deploy.bench.scaling import BATCH_TOKENS, CLIFF, CORPUS_TOKENS, Curve, Scaling
 
 _STYLE = """
@@ -78,8 +78,8 @@ def _mix(mix: MixNumbers) -> Iterator[str]:
         tone = "" if side.cosine_min >= _FAR else " class='bad'"
         yield (
             f"<tr><td>{escape(name)}</td><td>{side.tokens_per_second:,.0f}</td>"
-            f"<td>{side.speedup:.2f} x</td><td>{side.texts_per_second:,.4g}</td>"
-            f"<td>{side.latency_ms['p95']:,.4g}</td>"
+            f"<td>{side.speedup:.2f} x</td><td>{short(side.texts_per_second)}</td>"
+            f"<td>{short(side.latency_ms['p95'])}</td>"
             f"<td>{_percent(side.utilisation)} {side.ceiling_dtype}</td>"
             f"<td>{_percent(side.tokenize_share)}</td><td{tone}>{side.cosine_min:.6f}</td></tr>"
         )
@@ -93,7 +93,7 @@ def _speed(side: SideNumbers) -> Range:
 
 def _wait(side: SideNumbers) -> Range:
     p50, p99 = side.latency_ms["p50"], side.latency_ms["p99"]
-    return Range(p50, p50, p99, f"{p50:,.3g} .. {p99:,.3g}")
+    return Range(p50, p50, p99, f"{short(p50)} .. {short(p99)}")
 
 
 def _percent(share: float | None) -> str:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from nvembed_deploy import cli
 from nvembed_deploy.bench.ratios import Verdict
-from nvembed_deploy.bench.report import MixNumbers, Report, SideNumbers
+from nvembed_deploy.bench.report import MixNumbers, Report, SideNumbers, short
 from nvembed_deploy.bench.scaling import BATCH_TOKENS, Scaling
 
 _GOOD, _FAR = 0.9999, 0.99
@@ -90,8 +90,8 @@ def _mix_table(mix: MixNumbers) -> Table:
             f"[bold]{name}[/]" if bold else name,
             f"{side.tokens_per_second:,.0f}",
             _relative(side),
-            f"{side.texts_per_second:,.4g}",
-            *(f"{side.latency_ms[p]:.4g}" for p in ("p50", "p95", "p99")),
+            short(side.texts_per_second),
+            *(short(side.latency_ms[p]) for p in ("p50", "p95", "p99")),
             _percent(side.utilisation) + (f" {side.ceiling_dtype}" if side.ceiling_dtype else ""),
             _percent(side.tokenize_share),
             cosine_text(side),

@@ -7,7 +7,7 @@ import pytest
 
 from nvembed_deploy.bench.flops import model_flops
 from nvembed_deploy.bench.measure import MixRun
-from nvembed_deploy.bench.report import MixNumbers, summarize
+from nvembed_deploy.bench.report import MixNumbers, short, summarize
 from nvembed_deploy.spec import ModelSpec
 
 SPEC = ModelSpec()
@@ -63,3 +63,10 @@ def test_what_a_server_does_not_show_is_left_out(numbers: MixNumbers) -> None:
     server = numbers.sides["server"]
     assert (server.utilisation, server.tokenize_share) == (None, None)
     assert numbers.sides["theirs"].tokenize_share == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.7246, "0.725"), (97.66, "97.7"), (1390.2, "1,390"), (99.99, "100")]
+)
+def test_a_number_is_short_and_never_in_powers(value: float, text: str) -> None:
+    assert short(value) == text
