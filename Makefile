@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 LAYERS ?= 8
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test e2e real gpu bench perf demo clean
+.PHONY: help install check format test e2e real parity gpu bench perf demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ e2e: install ## a tiny checkpoint all the way to embeddings
 
 real: install ## a real 135M model, fetched once (93 MB), on 200 texts
 	NVEMBED_REAL_TEXTS=$${NVEMBED_REAL_TEXTS:-200} $(PYTEST) -q -s -m real
+
+parity: install ## the parity gate on graphs of the real 135M model (fetches 93 MB once)
+	$(PYTEST) -q -s -m real tests/real/test_parity_job.py
 
 gpu: install ## the tests that need an NVIDIA GPU
 	$(PYTEST) -q -m gpu
