@@ -110,8 +110,10 @@ def _sample(texts: list[Text]) -> list[Text]:
 
 
 def open_subject(name: str, side: Side, cache: Path, stack: ExitStack) -> Subject:
-    """Open one side; the stack closes it."""
-    encoder = stack.enter_context(load_encoder(side.path, side.runtime, device=side.device))
+    """Open one side; the stack closes it. A checkpoint runs as it was trained by default."""
+    is_trained = side.runtime == "auto" and manifest_of(side.path) is None
+    runtime = "reference" if is_trained else side.runtime
+    encoder = stack.enter_context(load_encoder(side.path, runtime, device=side.device))
     return Subject.open(name, encoder, cache / model_key(side, encoder))
 
 

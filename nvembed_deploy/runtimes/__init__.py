@@ -5,6 +5,7 @@ Each runtime is imported when it is asked for: a host that serves ONNX needs no 
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nvembed_deploy.artifact import Artifact, is_artifact, open_artifact
+from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
 from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
 from nvembed_deploy.runtimes.batching import BatchLimits
 from nvembed_deploy.runtimes.encoder import Encoder
@@ -23,14 +25,19 @@ __all__ = ["RUNTIMES", "Encoder", "Runtime", "RuntimeOptions", "load_encoder"]
 RUNTIMES = {
     "onnx": "nvembed_deploy.runtimes.onnx_runtime:open_runtime",
     "torch": "nvembed_deploy.runtimes.torch_runtime:open_runtime",
+    "reference": "nvembed_deploy.runtimes.reference_runtime:open_reference",
     "tensorrt": "nvembed_deploy.runtimes.tensorrt_runtime:open_tensorrt",
     "tensorrt-rtx": "nvembed_deploy.runtimes.tensorrt_runtime:open_rtx",
 }
-_CHECKPOINT_OPENER = "nvembed_deploy.runtimes.torch_runtime:open_checkpoint_runtime"
+_OF_CHECKPOINTS = {
+    "torch": "nvembed_deploy.runtimes.torch_runtime:open_checkpoint_runtime",
+    "reference": RUNTIMES["reference"],
+}
 _CHECKPOINT_FILES = ("checkpoint.json", "config.json")
 _PACKAGES = {
     "onnx": "onnxruntime",
     "torch": "torch",
+    "reference": "transformers",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
@@ -53,7 +60,8 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
         path: an artifact folder, or a checkpoint folder.
         runtime: a name in `RUNTIMES`, or "auto": the TensorRT that runs an engine of the artifact
             on this machine's GPU; else onnx where onnxruntime is installed; else torch. Torch for
-            a checkpoint.
+            a checkpoint. "reference" runs a checkpoint as it was trained, padded and slower: what
+            others are compared with.
         device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
         options: threads, memory and more.
         verify: "full" also reads the weights and compares their sha256.
@@ -94,20 +102,39 @@ def _open_checkpoint(
             f"{' or '.join(_CHECKPOINT_FILES)})",
             "give a folder that the exporter wrote, or a checkpoint folder",
         )
-    if runtime not in ("torch", "auto") or require_parity:
+    runtime = "torch" if runtime == "auto" else runtime
+    if runtime not in _OF_CHECKPOINTS or require_parity:
         wish = "require_parity" if require_parity else f"the {runtime} runtime"
         raise ArtifactError(
             f"{path} is a checkpoint, and {wish} needs an artifact",
             f"export it: python -m nvembed_deploy.export {path} OUT",
         )
     _check_package("torch")
-    opened, spec, tokenizer_path = _import(_CHECKPOINT_OPENER)(path, options)
-    tokenizer = Tokenizer.load(tokenizer_path, spec.text, spec.backbone.vocab_size)
+    _check_package(runtime)
+    checkpoint = open_checkpoint(path)
+    opened: Runtime = _import(_OF_CHECKPOINTS[runtime])(checkpoint, options)
+    spec, tokenizer = checkpoint.spec, _tokenizer(checkpoint)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Load a checkpoint's tokenizer; that of a GGUF file is written out for it first."""
+    spec, path = checkpoint.spec, checkpoint.tokenizer
+    if path.suffix != ".gguf":
+        return Tokenizer.load(path, spec.text, spec.backbone.vocab_size)
+    with tempfile.TemporaryDirectory(prefix="nvembed-tokenizer-") as folder:
+        written = Path(folder) / "tokenizer.json"
+        write_tokenizer(checkpoint, written)
+        return Tokenizer.load(written, spec.text, spec.backbone.vocab_size)
 
 
 def _choose(runtime: str, artifact: Artifact, options: RuntimeOptions) -> str:
     """Resolve "auto", and check that the runtime's package is there."""
+    if runtime == "reference":
+        raise ArtifactError(
+            f"{artifact.path} is an artifact, and the reference runtime runs a checkpoint",
+            'give the checkpoint folder, or use runtime="onnx" or "torch"',
+        )
     if runtime != "auto":
         _check_package(runtime)
         return runtime
@@ -144,7 +171,7 @@ def _check_parity(artifact: Artifact) -> None:
 
 
 def _limits(runtime: Runtime, options: RuntimeOptions) -> BatchLimits:
-    limits = BatchLimits.for_device(runtime.device)
+    limits = BatchLimits.for_device(runtime.device, packs=runtime.packs)
     if options.max_batch_tokens is None:
         return limits
     return replace(limits, max_batch_tokens=options.max_batch_tokens)

@@ -73,6 +73,7 @@ class OnnxRuntime:
     """A graph loaded into one ONNX Runtime session."""
 
     name = "onnx"
+    packs = False
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
         """Load the artifact's graph.

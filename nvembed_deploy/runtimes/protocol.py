@@ -38,7 +38,12 @@ class RuntimeOptions:
         max_batch_tokens: most padded tokens in one batch.
         compiles_engines: let the TensorRT runtimes compile an engine into the artifact where it
             has none for this machine. It takes minutes.
-        cuda_graphs: most batch shapes that the TensorRT runtime keeps as CUDA graphs; 0 for none.
+        cuda_graphs: most batch shapes that the TensorRT and torch runtimes keep as CUDA graphs; 0
+            for none.
+        fp8: let the torch runtime compute products in FP8 (E4M3), a scale for each token and each
+            output channel. Needs an NVIDIA GPU of SM 8.9 or later.
+        compiles: let the torch runtime compile what lies between products (torch.compile: about a
+            minute at the first batches, then fewer and larger kernels).
         context_file: where ONNX Runtime's TensorRT providers keep the graph with its compiled
             engine (an EPContext model): read if it is there, else written.
     """
@@ -53,6 +58,8 @@ class RuntimeOptions:
     max_batch_tokens: int | None = None
     compiles_engines: bool = True
     cuda_graphs: int = 16
+    fp8: bool = False
+    compiles: bool = False
     context_file: str | None = None
 
 
@@ -67,6 +74,11 @@ class Runtime(Protocol):
     @property
     def device(self) -> str:
         """Where it really runs: "cpu", "cuda:0", ..."""
+        ...
+
+    @property
+    def packs(self) -> bool:
+        """Whether padding costs it nothing."""
         ...
 
     @property

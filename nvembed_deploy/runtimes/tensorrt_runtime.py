@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 class TensorRTRuntime:
     """An engine on one GPU. One batch at a time: calls of other threads wait."""
 
+    packs = False
+
     def __init__(
         self,
         engine: LoadedEngine,

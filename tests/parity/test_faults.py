@@ -24,7 +24,7 @@ from nvembed_deploy.parity.margins import MARGINS
 from nvembed_deploy.parity.subject import Subject, Text
 from nvembed_deploy.parity.verdict import Verdict, decide
 from nvembed_deploy.runtimes.encoder import Encoder
-from nvembed_deploy.runtimes.torch_runtime import TorchRuntime
+from nvembed_deploy.runtimes.reference_runtime import ReferenceRuntime
 from nvembed_deploy.text import Batch, Tokenizer
 from tests import factories
 
@@ -36,7 +36,7 @@ TEXTS = [Text("", t, "document") for t in PLAIN] + [Text("find it", t, "query") 
 Fault = Callable[["Planter"], None]
 
 
-class Faulty(TorchRuntime):
+class Faulty(ReferenceRuntime):
     """The torch runtime with a mistake before or after the model."""
 
     def __init__(self, model: NVEmbed) -> None:
@@ -74,7 +74,7 @@ def tokenizer(tiny_base: Path) -> Tokenizer:
 def reference(
     tiny_weights: Weights, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
-    runtime = TorchRuntime(load_model(tiny_weights), CPU)
+    runtime = ReferenceRuntime(load_model(tiny_weights), CPU)
     with Encoder(runtime, tokenizer, spec=SPEC) as encoder:
         yield Subject.open("reference", encoder, tmp_path_factory.mktemp("reference"))
 

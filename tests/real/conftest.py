@@ -38,7 +38,7 @@ def checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def oracle_ND(checkpoint: Path) -> np.ndarray:
     """The torch oracle's embeddings of TEXTS: float32, faithful pooler, from the checkpoint."""
-    with load_encoder(checkpoint, "torch", device="cpu") as encoder:
+    with load_encoder(checkpoint, "reference", device="cpu") as encoder:
         return encoder.encode(TEXTS)
 
 
@@ -48,7 +48,7 @@ def exact_ND(checkpoint: Path) -> np.ndarray:
     opened = open_checkpoint(checkpoint)
     weights = open_weights(opened)
     tensors = {name: weights.read_float32(name) for name in weights.shapes}
-    with load_encoder(checkpoint, "torch", device="cpu") as encoder:
+    with load_encoder(checkpoint, "reference", device="cpu") as encoder:
         tokens = encoder.tokenizer.tokenize(TEXTS[::EXACT_STEP])
     batches = [collate([text], opened.spec.text.pad_id) for text in tokens]
     inputs = [(b.input_ids_BS, b.attention_mask_BS, b.pool_mask_BS) for b in batches]

@@ -1,0 +1,269 @@
+"""This file owns what the torch runtime is worth at NV-Embed's full size: correct first, then fast.
+
+Weights are random and made in place: a fresh GPU host needs torch, transformers and this
+repository, and downloads nothing. Compared are: the reference (padded, as trained), the packed
+model in bfloat16 and with FP8 products, both plain and compiled, and the way of the model's card
+(padded batches of 32 in the given order, float16 autocast, the latents projected again for each
+text; its weights are float16 already, which flatters it).
+
+Run: python -m benchmarks.gpu_torch --json benchmarks/results/gpu-torch.json
+Anywhere, to see that it runs: python -m benchmarks.gpu_torch --device cpu --tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nvembed_deploy.bench.competitors.plain_forward import PerTextLatentPooler
+from nvembed_deploy.bench.flops import model_flops
+from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
+from nvembed_deploy.model.names import expected_shapes
+from nvembed_deploy.model.nvembed import NVEmbed, load_model
+from nvembed_deploy.model.packed.kernels import Kernels
+from nvembed_deploy.model.packed.loader import Loader
+from nvembed_deploy.model.packed.model import PackedModel
+from nvembed_deploy.model.packed.reader import checkpoint_reader
+from nvembed_deploy.model.weights import Weights
+from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
+from nvembed_deploy.runtimes.packed_runtime import PackedRuntime
+from nvembed_deploy.runtimes.reference_runtime import ReferenceRuntime
+from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerForm, PoolerSpec, TextSpec
+from nvembed_deploy.text import Batch, Tokens, collate
+
+COMPARED = (3, 17, 40, 64, 100, 128, 250, 400, 512, 1000)
+"""Tokens of the texts whose rows are compared."""
+CARD_BATCH = 32
+_LEAST_RUNS = 3
+TINY = ModelSpec(
+    backbone=BackboneSpec(320, 64, 2, 4, 2, 16, 96, max_positions=8192),
+    pooler=PoolerSpec(num_latents=12, num_heads=2, head_width=64, feed_width=256),
+    text=TextSpec(bos_id=1, eos_id=2, pad_id=2),
+)
+_POOL = np.random.default_rng(0).standard_normal(1 << 24, np.float32)
+Embed = Callable[[Batch], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class RandomTensor:
+    """A tensor of a random checkpoint: normal values, scaled so that states stay finite."""
+
+    path: str
+    shape: tuple[int, ...]
+
+    def read(self, rows: slice | None = None) -> NDArray[np.float32]:
+        """Return it, or some of its rows: the same values every time."""
+        start, stop, _ = (rows or slice(None)).indices(self.shape[0])
+        width = int(np.prod(self.shape[1:], dtype=np.int64))
+        first = zlib.crc32(self.path.encode()) + start * width
+        indices = np.arange(first, first + (stop - start) * width) % len(_POOL)
+        values = _POOL[indices].reshape(stop - start, *self.shape[1:])
+        if self.path.endswith("norm.weight"):
+            return 1 + 0.1 * values
+        scale = 0.02 if len(self.shape) == 1 else self.shape[-1] ** -0.5
+        return np.float32(scale) * values
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is measured, and where."""
+
+    spec: ModelSpec
+    device: torch.device
+    seconds: float
+
+    @property
+    def weights(self) -> Weights:
+        """The random checkpoint."""
+        shapes = expected_shapes(self.spec)
+        return Weights(self.spec, {name: RandomTensor(name, s) for name, s in shapes.items()})
+
+    def packed(self, *, is_fp8: bool = False, compiles: bool = False) -> PackedRuntime:
+        """Load the packed model."""
+        kernels = Kernels.compiled() if compiles else Kernels()
+        read, dtype = checkpoint_reader(self.weights), torch.bfloat16
+        loader = Loader(read, dtype, self.device, kernels, is_fp8)
+        graphs = 16 if self.device.type == "cuda" else 0
+        return PackedRuntime(PackedModel.load(self.spec, loader), graphs=graphs)
+
+    def model(self, dtype: torch.dtype) -> NVEmbed:
+        """Load the padded model, as trained."""
+        return load_model(self.weights, PoolerForm.FAITHFUL, dtype, self.device)
+
+    def batch(self, lengths: Sequence[int]) -> Batch:
+        """Return texts of random ids; a fifth of each is an instruction."""
+        rng = np.random.default_rng(sum(lengths))
+        vocabulary = self.spec.backbone.vocab_size
+        tokens = [Tokens(rng.integers(3, vocabulary, n), num_masked=n // 5) for n in lengths]
+        return collate(tokens, self.spec.text.pad_id)
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seconds_of(self, step: Callable[[], object]) -> float:
+        """Return the median time of a step, warmed up."""
+        for _ in range(_LEAST_RUNS):
+            step()
+        times: list[float] = []
+        ends = time.perf_counter() + self.seconds
+        while len(times) < _LEAST_RUNS or time.perf_counter() < ends:
+            self.synchronize()
+            started = time.perf_counter()
+            step()
+            self.synchronize()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--tiny", action="store_true", help="a model of 64 hidden values")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each figure (%(default)s)")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    base = TINY if args.tiny else ModelSpec()
+    layers = 2 if args.tiny else args.layers
+    spec = replace(base, backbone=replace(base.backbone, num_layers=layers))
+    run = Run(spec, torch.device(args.device), args.seconds)
+    result = {**about(run), "limits": limits(run), "sides": measure(run)}
+    text = json.dumps(result, indent=2)
+    print(text)  # noqa: T201
+    if args.json:
+        args.json.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def about(run: Run) -> dict[str, Any]:
+    """Return what ran where."""
+    is_gpu = run.device.type == "cuda"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(run.device) if is_gpu else platform.processor(),
+        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
+        "layers": run.spec.backbone.num_layers,
+        "hidden": run.spec.backbone.hidden_size,
+    }
+
+
+def limits(run: Run) -> dict[str, float]:
+    """Return what the machine can do now: FLOP/s of the largest product, bytes/s of reading."""
+    hidden, wide = run.spec.backbone.hidden_size, run.spec.backbone.intermediate_size
+    states = torch.randn(8192, hidden, device=run.device).bfloat16()
+    weight = torch.randn(wide, hidden, device=run.device).bfloat16()
+    product = run.seconds_of(lambda: torch.nn.functional.linear(states, weight))
+    large = torch.empty(1 << (31 if run.device.type == "cuda" else 24), dtype=torch.uint8)
+    source = large.to(run.device)
+    target = torch.empty_like(source)
+    copy = run.seconds_of(lambda: target.copy_(source))
+    return {
+        "bf16_tflops": 2e-12 * 8192 * hidden * wide / product,
+        "gigabytes_per_second": 2e-9 * len(large) / copy,
+    }
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Measure one side after the other, so that each has the GPU to itself."""
+    reference = ReferenceRuntime(run.model(torch.float32), run.device)
+    expected = embed_compared(run, reference.embed)
+    reference.close()
+    sides: dict[str, Any] = {}
+    card = run.model(torch.float16 if run.device.type == "cuda" else torch.float32)
+    card.pooler.__class__ = PerTextLatentPooler
+    sides["model card, fp16"] = side(run, card_embed(run, card), CARD_BATCH, expected)
+    del card
+    for name, options in {
+        "packed, bf16": {},
+        "packed, bf16, compiled": {"compiles": True},
+        "packed, fp8": {"is_fp8": True},
+        "packed, fp8, compiled": {"is_fp8": True, "compiles": True},
+    }.items():
+        if options.get("compiles") and run.device.type != "cuda":
+            continue
+        runtime = run.packed(**options)
+        sides[name] = side(run, runtime.embed, None, expected)
+        runtime.close()
+    return sides
+
+
+def side(
+    run: Run, embed: Embed, batch_size: int | None, expected: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Compare one side with the reference, then time it."""
+    rows = embed_compared(run, embed)
+    cosine_N = (rows * expected).sum(1)
+    found: dict[str, Any] = {
+        "cosine_min": float(cosine_N.min()),
+        "cosine_mean": float(cosine_N.mean()),
+    }
+    for name, lengths in {"512 tokens": [512] * 64, "real mix": real_lengths(run)}.items():
+        groups = batches(lengths, batch_size)
+        work = [run.batch(group) for group in groups]
+        seconds = run.seconds_of(lambda work=work: [embed(batch) for batch in work])  # type: ignore[misc]
+        found[name] = {
+            "tokens_per_second": round(sum(lengths) / seconds),
+            "tflops": 1e-12 * model_flops(run.spec, lengths) / seconds,
+        }
+    query = run.batch([32])
+    found["one query of 32 tokens, ms"] = 1e3 * run.seconds_of(lambda: embed(query))
+    if run.device.type == "cuda":
+        found["peak_gib"] = torch.cuda.max_memory_allocated(run.device) / 2**30
+        torch.cuda.reset_peak_memory_stats(run.device)
+    return found
+
+
+def embed_compared(run: Run, embed: Embed) -> NDArray[np.float32]:
+    """Return the rows of the compared texts, each alone and all together."""
+    alone = [embed(run.batch([length])) for length in COMPARED]
+    return np.concatenate([*alone, embed(run.batch(COMPARED))])
+
+
+def batches(lengths: Sequence[int], batch_size: int | None) -> list[list[int]]:
+    """Group texts as the packed runtime does, or in the given order by `batch_size`."""
+    if batch_size is not None:
+        return [list(lengths[i : i + batch_size]) for i in range(0, len(lengths), batch_size)]
+    limit = BatchLimits.for_device("cuda", packs=True)
+    return [[lengths[i] for i in group] for group in plan_batches(lengths, limit)]
+
+
+def real_lengths(run: Run) -> list[int]:
+    """Return the lengths of 256 built-in texts: a token for four characters, and three."""
+    texts = list(read_texts(BUILT_IN))
+    order = np.random.default_rng(0).permutation(len(texts))[:256]
+    longest = run.spec.text.max_tokens
+    return [min(longest, 3 + len(texts[i].instruction + texts[i].text) // 4) for i in order]
+
+
+def card_embed(run: Run, model: NVEmbed) -> Embed:
+    """Run the padded model under autocast, as model cards do."""
+    kind, dtype = run.device.type, torch.float16 if run.device.type == "cuda" else torch.bfloat16
+
+    def embed(batch: Batch) -> NDArray[np.float32]:
+        arrays = (batch.input_ids_BS, batch.attention_mask_BS, batch.pool_mask_BS)
+        with torch.inference_mode(), torch.autocast(kind, dtype):
+            rows_BD = model(*(torch.from_numpy(array).to(run.device) for array in arrays))
+        result: NDArray[np.float32] = rows_BD.float().cpu().numpy()
+        return result
+
+    return embed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

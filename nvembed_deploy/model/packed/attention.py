@@ -1,0 +1,71 @@
+"""This file owns attention inside texts that lie one after another.
+
+On a GPU in 16 bit one kernel takes all texts (torch's variable-length flash attention); elsewhere
+neighbours of one length go together through the dense one. Both compute no padded token. Shapes: T
+tokens, R rows that ask, H heads, G key-value heads, K head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from nvembed_deploy.model.packed.batch import Segments, runs
+
+
+def attend(  # noqa: PLR0913 - three tensors and where their texts are
+    query_RHK: torch.Tensor,
+    key_TGK: torch.Tensor,
+    value_TGK: torch.Tensor,
+    *,
+    queries: Segments,
+    keys: Segments,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Return mixed_RHK: each row attends to all tokens of its own text.
+
+    `is_causal` asks for as many queries as keys, and drops what is right of each.
+    """
+    if query_RHK.is_cuda and query_RHK.dtype in {torch.float16, torch.bfloat16}:
+        from torch.nn.attention.varlen import varlen_attn
+
+        mixed_RHK = varlen_attn(
+            query_RHK,
+            key_TGK,
+            value_TGK,
+            queries.cuts,
+            keys.cuts,
+            queries.longest,
+            keys.longest,
+            window_size=(-1, 0) if is_causal else (-1, -1),
+            enable_gqa=True,
+        )
+        assert isinstance(mixed_RHK, torch.Tensor)
+        return mixed_RHK
+    return _by_runs(query_RHK, key_TGK, value_TGK, queries, keys, is_causal)
+
+
+def _by_runs(  # noqa: PLR0913, PLR0917 - as above
+    query_RHK: torch.Tensor,
+    key_TGK: torch.Tensor,
+    value_TGK: torch.Tensor,
+    queries: Segments,
+    keys: Segments,
+    is_causal: bool,
+) -> torch.Tensor:
+    mixed_RHK = torch.empty_like(query_RHK)
+    row = token = 0
+    for run in runs(queries, keys):
+        rows = slice(row, row := row + run.num_texts * run.num_queries)
+        tokens = slice(token, token := token + run.num_texts * run.num_keys)
+        if run.num_queries == 0:
+            continue
+        query, key, value = (
+            x.view(run.num_texts, -1, *x.shape[1:]).transpose(1, 2)
+            for x in (query_RHK[rows], key_TGK[tokens], value_TGK[tokens])
+        )
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=is_causal, enable_gqa=True
+        )
+        mixed_RHK[rows] = mixed.transpose(1, 2).flatten(0, 1)
+    return mixed_RHK

@@ -1,0 +1,57 @@
+"""This file owns where torch runs and in which number format."""
+
+from __future__ import annotations
+
+import torch
+
+from nvembed_deploy.errors import HardwareError
+from nvembed_deploy.runtimes.protocol import RuntimeOptions
+from nvembed_deploy.spec import Precision
+
+_DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+_FP8_CAPABILITY = (8, 9)
+
+
+def torch_device(options: RuntimeOptions) -> torch.device:
+    """Return the device asked for, or a GPU where there is one.
+
+    Raises:
+        HardwareError: the device asked for is not there.
+    """
+    if options.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(options.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise HardwareError(
+            f"torch cannot use device {options.device!r}: {reason}",
+            "use device='cpu', or a torch build and driver for that device",
+        ) from error
+    return device
+
+
+def torch_dtype(options: RuntimeOptions, stored: Precision, device: torch.device) -> torch.dtype:
+    """Return the format asked for; else float32 on a processor and `stored` on a GPU."""
+    default = Precision.FP32 if device.type == "cpu" else stored
+    return _DTYPES[options.dtype or default]
+
+
+def check_fp8(device: torch.device) -> None:
+    """Refuse FP8 products where no tensor core does them.
+
+    Raises:
+        HardwareError: the device is no GPU, or one before compute capability 8.9.
+    """
+    found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if found is None or found < _FP8_CAPABILITY:
+        what = f"SM {found[0]}.{found[1]}" if found else "no NVIDIA GPU"
+        raise HardwareError(
+            f"FP8 products were asked for, and {device} is {what}: they need SM 8.9 or later",
+            "leave out fp8=True, or use an L4, RTX 40, H100 or later",
+        )

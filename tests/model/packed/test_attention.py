@@ -1,0 +1,43 @@
+"""Tests of attention inside texts that lie one after another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nvembed_deploy.model.packed.attention import attend
+from nvembed_deploy.model.packed.batch import Segments
+
+KEYS = (4, 4, 1, 7)
+
+
+def plain(query_RHK, key_TGK, value_TGK, *, num_queries, causal):
+    """Softmax of scaled products, text by text and head by head, in float64."""
+    out, row, token = [], 0, 0
+    group = query_RHK.shape[1] // key_TGK.shape[1]
+    for asked, size in zip(num_queries, KEYS, strict=True):
+        query = query_RHK[row : (row := row + asked)].double()
+        kept = slice(token, token := token + size)
+        key, value = (x[kept].double().repeat_interleave(group, 1) for x in (key_TGK, value_TGK))
+        scores_HRT = torch.einsum("rhk,thk->hrt", query, key) / query.shape[-1] ** 0.5
+        if causal:
+            scores_HRT = scores_HRT.masked_fill(torch.ones(size, size).triu(1).bool(), -torch.inf)
+        out.append(torch.einsum("hrt,thk->rhk", scores_HRT.softmax(-1), value))
+    return torch.cat(out).float()
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "causal"), [(KEYS, False), (KEYS, True), ((2, 1, 0, 7), False)]
+)
+def test_it_is_plain_attention(num_queries, causal):
+    torch.manual_seed(0)
+    query = torch.randn(sum(num_queries), 6, 8)
+    key, value = torch.randn(2, sum(KEYS), 2, 8)
+    segments = {
+        "queries": Segments.of(np.array(num_queries)),
+        "keys": Segments.of(np.array(KEYS)),
+    }
+    mixed = attend(query, key, value, **segments, is_causal=causal)
+    expected = plain(query, key, value, num_queries=num_queries, causal=causal)
+    torch.testing.assert_close(mixed, expected, atol=1e-6, rtol=0)

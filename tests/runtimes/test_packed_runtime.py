@@ -1,0 +1,80 @@
+"""Tests of batches through the packed model, recorded shapes included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvembed_deploy import load_encoder
+from nvembed_deploy.model.packed.batch import Segments
+from nvembed_deploy.runtimes.packed_runtime import (
+    TEXT_SIZES,
+    TOKEN_SIZES,
+    PackedRuntime,
+    size_for,
+)
+from nvembed_deploy.text import Batch, Tokens, collate
+
+LENGTHS = (9, 4, 7)
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path):
+    with load_encoder(tiny_checkpoint, "torch", device="cpu") as encoder:
+        yield encoder.runtime._model
+
+
+def batch(*lengths: int) -> Batch:
+    return collate([Tokens(np.arange(3, 3 + size), 1) for size in lengths], 2)
+
+
+def record_by_running(recorded: list[tuple[int, int]]):
+    """Record a shape as what runs the model on the tensors alone, as a CUDA graph would."""
+
+    def record(model, kept):
+        recorded.append((len(kept.ids_T), kept.num_texts))
+        return lambda: model(replace(kept, texts=reread(kept.texts), kept=reread(kept.kept)))
+
+    return record
+
+
+def reread(segments: Segments) -> Segments:
+    """Take the lengths, which a GPU's kernel does not see, from the tensor."""
+    return replace(segments, lengths=tuple(segments.cuts.diff().tolist()))
+
+
+def test_a_shape_is_recorded_when_it_comes_again(model):
+    recorded: list[tuple[int, int]] = []
+    runtime = PackedRuntime(model, graphs=4, record=record_by_running(recorded))
+    for _ in range(4):
+        runtime.embed(batch(*LENGTHS))
+    assert recorded == [(32, 4)]
+
+
+def test_a_replay_computes_the_batch_it_is_given(model):
+    plain = PackedRuntime(model)
+    replaying = PackedRuntime(model, graphs=4, record=record_by_running([]))
+    for lengths in ((9, 4, 7), (8, 5, 6), (17,), (12, 2, 3, 4), (3, 3, 14)):
+        np.testing.assert_allclose(
+            replaying.embed(batch(*lengths)), plain.embed(batch(*lengths)), atol=2e-6
+        )
+
+
+def test_a_long_batch_is_not_recorded(model):
+    recorded: list[tuple[int, int]] = []
+    runtime = PackedRuntime(model, graphs=4, record=record_by_running(recorded))
+    for _ in range(3):
+        assert runtime.embed(batch(*[TOKEN_SIZES[-1] // 2] * 3)).shape[0] == 3
+    assert not recorded
+
+
+@pytest.mark.parametrize("sizes", [TOKEN_SIZES, TEXT_SIZES])
+def test_sizes_waste_at_most_half(sizes):
+    for count in range(sizes[0], sizes[-1] + 1):
+        size = size_for(count, sizes)
+        assert size is not None
+        assert count <= size < 2 * count
+    assert size_for(sizes[-1] + 1, sizes) is None

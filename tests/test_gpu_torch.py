@@ -1,0 +1,35 @@
+"""The GPU benchmark, run here on a tiny model so that it is known to run before a GPU sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu_torch
+
+
+def test_every_side_agrees_with_the_reference_and_is_timed(tmp_path: Path, capsys):
+    out = tmp_path / "result.json"
+    words = ["--device", "cpu", "--tiny", "--seconds", "0", "--json", str(out)]
+    assert gpu_torch.main(words) == 0
+    result = json.loads(out.read_text("utf-8"))
+    assert set(result["sides"]) == {"model card, fp16", "packed, bf16", "packed, fp8"}
+    for name, side in result["sides"].items():
+        assert side["cosine_min"] > (0.97 if "fp8" in name else 0.999)
+        assert side["real mix"]["tokens_per_second"] > 0
+    assert json.loads(capsys.readouterr().out) == result
+
+
+def test_random_weights_are_the_same_whole_and_by_rows():
+    tensor = gpu_torch.RandomTensor("pooler.key_value.weight", (12, 8))
+    np.testing.assert_array_equal(tensor.read()[3:7], tensor.read(slice(3, 7)))
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_batches_hold_every_text_once(batch_size):
+    lengths = [5, 900, 7, 4000, 4000, 9, 800]
+    groups = gpu_torch.batches(lengths, batch_size)
+    assert sorted(n for group in groups for n in group) == sorted(lengths)
