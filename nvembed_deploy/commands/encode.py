@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime", default="auto", help="auto, onnx, torch, tensorrt, ... (%(default)s)"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, tensorrt (default: what is there)")
+    parser.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1, tensorrt; several: cuda:0,cuda:1 (default: what is there)",
+    )
     parser.add_argument(
         "--batch-size", type=cli.positive, help="texts a batch (default: by tokens)"
     )

@@ -64,7 +64,10 @@ def _add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime", default="auto", help="auto, onnx, torch, tensorrt, ... (%(default)s)"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, tensorrt (default: what is there)")
+    parser.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1, tensorrt; several: cuda:0,cuda:1 (default: what is there)",
+    )
     parser.add_argument("--max-tokens", type=cli.positive, help="cut longer texts (default: model)")
     parser.add_argument(
         "--batch-size", type=cli.positive, help="texts a batch (default: by tokens)"

@@ -6,7 +6,10 @@ Each runtime is imported when it is asked for: a host that serves ONNX needs no 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +20,7 @@ from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokeniz
 from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
 from nvembed_deploy.runtimes.batching import BatchLimits
 from nvembed_deploy.runtimes.encoder import Encoder
+from nvembed_deploy.runtimes.parallel_runtime import ParallelRuntime
 from nvembed_deploy.runtimes.protocol import Runtime, RuntimeOptions
 from nvembed_deploy.text import Tokenizer
 
@@ -62,7 +66,8 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
             on this machine's GPU; else onnx where onnxruntime is installed; else torch. Torch for
             a checkpoint. "reference" runs a checkpoint as it was trained, padded and slower: what
             others are compared with.
-        device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
+        device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one. Several share the
+            work: "cuda:0,cuda:1".
         options: threads, memory and more.
         verify: "full" also reads the weights and compares their sha256.
         require_parity: refuse what the parity suite has not passed.
@@ -81,6 +86,11 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
         )
     options = options or RuntimeOptions()
     options = options if device is None else replace(options, device=device)
+    devices = (options.device or "").split(",")
+    if len(devices) > 1:
+        again = partial(load_encoder, path, runtime, verify=verify, require_parity=require_parity)
+        each = [replace(options, device=device.strip()) for device in devices]
+        return _in_parallel([partial(again, options=one) for one in each])
     if not is_artifact(path):
         return _open_checkpoint(path, runtime, options, require_parity=require_parity)
     artifact = open_artifact(path, verify)
@@ -90,6 +100,15 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
     spec = artifact.manifest.spec
     tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
+
+
+def _in_parallel(openers: list[Callable[[], Encoder]]) -> Encoder:
+    """Open an encoder for each device and join them; if one cannot be opened, none stays open."""
+    with ExitStack() as stack:
+        encoders = [stack.enter_context(open_one()) for open_one in openers]
+        stack.pop_all()
+    first, runtime = encoders[0], ParallelRuntime([encoder.runtime for encoder in encoders])
+    return Encoder(runtime, first.tokenizer, spec=first.spec, limits=first.limits)
 
 
 def _open_checkpoint(

@@ -74,6 +74,7 @@ class OnnxRuntime:
 
     name = "onnx"
     packs = False
+    workers = 1
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
         """Load the artifact's graph.

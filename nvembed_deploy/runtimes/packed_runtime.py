@@ -53,6 +53,7 @@ class PackedRuntime:
 
     name = "torch"
     packs = True
+    workers = 1
 
     def __init__(
         self,

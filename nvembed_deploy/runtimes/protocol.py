@@ -25,7 +25,8 @@ class RuntimeOptions:
     """How to load a runtime. None means the runtime's own choice.
 
     Attributes:
-        device: "cpu", "cuda", "cuda:1"; for ONNX Runtime also "tensorrt" and "tensorrt-rtx", its
+        device: "cpu", "cuda", "cuda:1"; several, "cuda:0,cuda:1", each hold the model and share the
+            batches; for ONNX Runtime also "tensorrt" and "tensorrt-rtx", its
             providers of these names. A device asked for by name is never replaced by another.
         threads: processor threads of one forward pass.
         use_arena: let ONNX Runtime pool its memory on the processor.
@@ -79,6 +80,11 @@ class Runtime(Protocol):
     @property
     def packs(self) -> bool:
         """Whether padding costs it nothing."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """How many batches it computes at once."""
         ...
 
     @property

@@ -24,6 +24,7 @@ class ReferenceRuntime:
 
     name = "reference"
     packs = False
+    workers = 1
 
     def __init__(self, model: NVEmbed, device: torch.device, threads: int | None = None) -> None:
         """Take a loaded model. `threads` is torch's own setting, which holds for the process."""

@@ -99,11 +99,18 @@ class Stream:
     def _embed_window(self, window: _Window, advance: Callable[[int], None]) -> NDArray[np.float32]:
         rows_ND = np.empty((len(window.tokens), self.width), dtype=np.float32)
         lengths = [len(tokens.ids) for tokens in window.tokens]
-        for indices in plan_batches(lengths, self.limits):
-            batch = collate([window.tokens[i] for i in indices], self.pad_id)
-            rows_ND[indices] = self.runtime.embed(batch)
-            advance(len(indices))
+        plan = plan_batches(lengths, self.limits)
+        with ThreadPoolExecutor(self.runtime.workers, thread_name_prefix="embed") as pool:
+            compute = map if self.runtime.workers == 1 else pool.map  # in turn, or side by side
+            done = compute(lambda indices: self._embed_batch(window, indices), plan)
+            for indices, rows_BD in zip(plan, done, strict=True):
+                rows_ND[indices] = rows_BD
+                advance(len(indices))
         return rows_ND
+
+    def _embed_batch(self, window: _Window, indices: list[int]) -> NDArray[np.float32]:
+        batch = collate([window.tokens[i] for i in indices], self.pad_id)
+        return self.runtime.embed(batch)
 
 
 def _check_finite(rows_ND: NDArray[np.float32], start: int) -> None:

@@ -39,6 +39,7 @@ class TensorRTRuntime:
     """An engine on one GPU. One batch at a time: calls of other threads wait."""
 
     packs = False
+    workers = 1
 
     def __init__(
         self,

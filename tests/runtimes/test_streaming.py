@@ -20,6 +20,8 @@ class SumRuntime:
     name: str = "sum"
     device: str = "cpu"
     max_tokens: int = 64
+    packs: bool = False
+    workers: int = 1
     rows: list[int] = field(default_factory=list)
 
     def embed(self, batch: Batch) -> np.ndarray:
