@@ -20,6 +20,7 @@ from nvembed_deploy.bench.side import (
     with_distinct_names,
 )
 from nvembed_deploy.errors import GateError, InputError
+from nvembed_deploy.spec import Precision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sides", nargs="+", metavar="[NAME=]PATH", help="artifacts or checkpoints; first = the base"
     )
     parser.add_argument("--runtime", action="append", default=[], help="of these (repeat)")
+    parser.add_argument(
+        "--dtype", choices=[p.value for p in Precision], help="of those that torch runs"
+    )
     parser.add_argument("--device", help="of all sides: cpu, cuda, ...")
     parser.add_argument("--threads", type=cli.positive, help="processor threads of every side")
     parser.add_argument(
@@ -143,7 +147,8 @@ def _plan(args: argparse.Namespace) -> Plan:
     from nvembed_deploy.bench.mixes import DEFAULT
     from nvembed_deploy.bench.run import Plan
 
-    sides = own_sides(args.sides, args.runtime) + [competitor(name) for name in args.against]
+    ours = [replace(side, dtype=args.dtype) for side in own_sides(args.sides, args.runtime)]
+    sides = ours + [competitor(name) for name in args.against]
     sides = [replace(side, device=args.device, threads=args.threads) for side in sides]
     return Plan(
         with_distinct_names(sides),

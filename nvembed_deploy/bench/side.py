@@ -34,6 +34,7 @@ class Side:
         runtime: of ours: a name in `runtimes.RUNTIMES`, or "auto".
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         threads: processor threads; None leaves the library its own choice.
+        dtype: number format of ours where torch runs it; None is its own choice.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Side:
     runtime: str = "auto"
     device: str | None = None
     threads: int | None = None
+    dtype: str | None = None
 
     @property
     def needs_weights(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvembed_deploy.bench.side import OURS, Side
+from nvembed_deploy.spec import Precision
 
 Encode = Callable[[list[str], str], NDArray[np.float32]]
 """Texts and their instruction (empty: passages) to L2-normalised rows [N, D]."""
@@ -59,7 +60,8 @@ def open_encoder(side: Side) -> Subject:
     """Open one of ours, as `load_encoder` does for everyone."""
     from nvembed_deploy.runtimes import RuntimeOptions, load_encoder
 
-    options = RuntimeOptions(device=side.device, threads=side.threads)
+    dtype = Precision(side.dtype) if side.dtype else None
+    options = RuntimeOptions(device=side.device, threads=side.threads, dtype=dtype)
     encoder = load_encoder(Path(side.path), side.runtime, options=options)
 
     def encode(texts: list[str], instruction: str) -> NDArray[np.float32]:
@@ -81,9 +83,11 @@ def _dtype(side: Side, runtime: Any) -> str:  # noqa: ANN401 - a Runtime; torch'
     """Return the number format of most linears of an artifact, or of a torch model."""
     from nvembed_deploy.artifact import is_artifact, open_artifact
 
-    if runtime.name != "torch" and is_artifact(Path(side.path)):
+    if runtime.name not in {"torch", "reference"}:
         linears = open_artifact(Path(side.path)).manifest.linears
         return max(linears, key=lambda name: linears[name])
+    if side.dtype:
+        return side.dtype
     if runtime.device == "cpu":
         return "fp32"
     is_stored = is_artifact(Path(side.path))

@@ -35,6 +35,14 @@ def test_a_worker_embeds_as_the_encoder_in_this_process(
     assert opened["facts"]["dtype"] == "fp32"
 
 
+def test_torch_runs_in_the_number_format_asked_for(tiny_checkpoint: Path) -> None:
+    side = Side("ours", path=str(tiny_checkpoint), device="cpu", threads=1, dtype="bf16")
+    worker, opened = start(side)
+    with worker:
+        assert opened["facts"]["dtype"] == "bf16"
+        assert opened["facts"]["runtime"] == "torch"
+
+
 def test_what_a_worker_raises_is_raised_here_with_the_name_of_its_side(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"mine: .* is neither an artifact"):
         start(Side("mine", path=str(tmp_path)))
