@@ -33,7 +33,7 @@ _ATTENTION_SINCE = (10, 15)
 """The first full TensorRT with opset 23's RMSNormalization and RotaryEmbedding."""
 _MEMORY_FACTOR = 1.7
 """Memory that a build takes beside the files it maps, over the graph's weights: measured, see
-docs/engines.md."""
+docs/tensorrt.md."""
 
 
 @dataclass(frozen=True)

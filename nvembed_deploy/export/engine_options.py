@@ -1,6 +1,6 @@
 """This file owns what may be asked of an engine, and what is refused before any minute is spent.
 
-The rules are measured: each stands for builds that were tried (docs/engines.md has the table).
+The rules are measured: each stands for builds that were tried (docs/tensorrt.md has the table).
 """
 
 from __future__ import annotations
