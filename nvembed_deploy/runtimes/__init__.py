@@ -174,9 +174,10 @@ def _choose(runtime: str, artifact: Artifact, options: RuntimeOptions) -> str:
 
 def _check_package(runtime: str) -> None:
     if find_spec(_PACKAGES[runtime]) is None:
+        extra = "torch" if runtime == "reference" else runtime
         raise MissingPackageError(
             f"the {runtime} runtime needs {_PACKAGES[runtime]}, which is not installed",
-            f"pip install 'nvembed-deploy[{runtime}]'",
+            f"pip install 'nvembed-deploy[{extra}]'",
         )
 
 
