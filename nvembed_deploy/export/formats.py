@@ -93,7 +93,7 @@ SCHEMES = {
         after_norm=Activations.STATIC,
         precision=Precision.FP32,
     ),
-    "int8-weight": Scheme(LinearFormat(Code.INT8, Activations.FLOAT), rotates=False),
+    "int8-weight": Scheme(LinearFormat(Code.INT8, Activations.FLOAT), rotates=True),
     "int4-weight": Scheme(LinearFormat(Code.INT4, Activations.FLOAT, block=128), rotates=True),
 }
 """What --precision names beside the number formats; docs/numerics.md has the measurements.
