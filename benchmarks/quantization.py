@@ -21,13 +21,14 @@ from nvembed_deploy import load_encoder
 from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
 from nvembed_deploy.export.formats import Activations, Rounding
 from nvembed_deploy.export.pipeline import plan_export, run_export
-from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.spec import Precision
 
 _FP16 = ExportRecipe()
 _INT8, _FP8, _INT8_WEIGHT, _INT4_WEIGHT = (
     replace(_FP16, scheme=name) for name in ("int8", "fp8", "int8-weight", "int4-weight")
 )
+_INT8_CPU = load_recipe(None, {"precision": "int8-cpu"})
 RECIPES = {
     "fp16": _FP16,
     "int8-weight, nearest": replace(_INT8_WEIGHT, rounding=Rounding.NEAREST),
@@ -38,6 +39,8 @@ RECIPES = {
     "int8, not rotated": replace(_INT8, rotate=False),
     "int8, nearest": replace(_INT8, rounding=Rounding.NEAREST),
     "int8": _INT8,
+    "int8-cpu, nearest": replace(_INT8_CPU, rounding=Rounding.NEAREST),
+    "int8-cpu": _INT8_CPU,
     "fp8, static ranges": replace(_FP8, activations=Activations.STATIC),
     "fp8, nearest": replace(_FP8, rounding=Rounding.NEAREST),
     "fp8, rotated": replace(_FP8, rotate=True),
