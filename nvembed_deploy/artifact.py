@@ -57,6 +57,7 @@ class Layout:
     weights: str = "model.onnx_data"
     tokenizer: str = "tokenizer.json"
     config: str = "config.json"
+    calibration: str = "calibration.json"
     engines: str = "engines"
 
 

@@ -75,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, help="JSONL of your own texts: text, and instruction if any"
     )
     parser.add_argument(
+        "--ranges",
+        type=Path,
+        metavar="ARTIFACT",
+        help="use its calibrated ranges again, without texts (rounding is then nearest)",
+    )
+    parser.add_argument(
         "--opset",
         type=int,
         choices=OPSETS,
@@ -119,20 +125,7 @@ def _engine(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def export(args: argparse.Namespace) -> None:
     """Run the command."""
-    recipe = load_recipe(
-        args.recipe,
-        {
-            "checkpoint": str(args.checkpoint) if args.checkpoint else None,
-            "out": str(args.out) if args.out else None,
-            "precision": args.precision,
-            "opset": args.opset,
-            "pooler": args.pooler,
-            "rounding": args.rounding,
-            "keep": args.keep,
-            "calibration": str(args.calibration) if args.calibration else None,
-            "engine": _engine(args),
-        },
-    )
+    recipe = load_recipe(args.recipe, _overrides(args))
     checkpoint, out = _paths(recipe)
     if out.exists() and not args.overwrite and not args.dry_run:
         raise ArtifactError(f"{out} exists", "choose another folder, or add --overwrite")
@@ -169,6 +162,21 @@ def export(args: argparse.Namespace) -> None:
         f"{check['max_abs']:.1e}\n{engines}"
         f"next: nvembed-deploy encode {out} --text 'hello'"
     )
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "checkpoint": str(args.checkpoint) if args.checkpoint else None,
+        "out": str(args.out) if args.out else None,
+        "precision": args.precision,
+        "opset": args.opset,
+        "pooler": args.pooler,
+        "rounding": args.rounding,
+        "keep": args.keep,
+        "calibration": str(args.calibration) if args.calibration else None,
+        "ranges": str(args.ranges) if args.ranges else None,
+        "engine": _engine(args),
+    }
 
 
 def _paths(recipe: ExportRecipe) -> tuple[Path, Path]:

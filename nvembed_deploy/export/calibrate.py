@@ -17,11 +17,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nvembed_deploy.export.compensate import compensate, round_to_code
-from nvembed_deploy.export.formats import Activations, Formats, LinearFormat
+from nvembed_deploy.export.calibration_record import InputRange
+from nvembed_deploy.export.compensate import compensate
+from nvembed_deploy.export.formats import Activations, Code, Formats, LinearFormat
 from nvembed_deploy.export.linear import SMALLEST_ROW
 from nvembed_deploy.export.linear_weights import LinearWeights
-from nvembed_deploy.export.quantize import Quantized
+from nvembed_deploy.export.quantize import round_to_code
+from nvembed_deploy.export.quantized import Quantized
+from nvembed_deploy.export.ranges import SeenInputs
 from nvembed_deploy.export.rotation import UNROTATE, RotatedWeights
 from nvembed_deploy.model.backbone import padding_mask
 from nvembed_deploy.model.nvembed import NVEmbed
@@ -30,6 +33,7 @@ from nvembed_deploy.text import Batch
 
 _ADD_TO_STATES = ("o_proj", "down_proj")
 _SHARING_WITH = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+"""Linears that read what another reads: its energy and its range are theirs."""
 _SHARING = tuple(_SHARING_WITH)
 
 
@@ -39,27 +43,40 @@ class _Inputs:
 
     token_weights_BS1: torch.Tensor
     energy: dict[str, torch.Tensor] = field(default_factory=dict)
-    largest: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, SeenInputs] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, x: torch.Tensor) -> None:
         """Add a batch of inputs [B, S, I], or of pooled features [B, I], of a linear."""
-        weights = self.token_weights_BS1
-        if x.dim() == weights.dim():
-            kept = weights[..., 0] > 0
-            x = x[kept] * weights[kept] if name.endswith(_ADD_TO_STATES) else x[kept]
-        self.largest[name] = max(self.largest.get(name, 0.0), float(x.abs().max()))
         if name.endswith(_SHARING):
             return
+        weights_N1 = torch.ones(len(x), 1)
+        if x.dim() == self.token_weights_BS1.dim():
+            kept = self.token_weights_BS1[..., 0] > 0
+            x, weights_N1 = x[kept], self.token_weights_BS1[kept]
+        if not name.endswith(_ADD_TO_STATES):
+            weights_N1 = torch.ones_like(weights_N1)
+        self.seen.setdefault(name, SeenInputs()).add(x, weights_N1)
+        x = x * weights_N1
         if name in self.energy:
             self.energy[name].addmm_(x.T, x)
         else:
             self.energy[name] = x.T @ x
 
-    def energy_of(self, name: str) -> torch.Tensor:
-        """Return the sum of x x^T; linears that share an input share it."""
-        for sharing, first in _SHARING_WITH.items():
-            name = name.replace(sharing, first) if name.endswith(sharing) else name
-        return self.energy[name]
+    def find_scale(self, name: str, weight_OI: torch.Tensor, code: Code) -> float:
+        """Return the one scale of a linear's input, found for the first that shares it."""
+        name = _first(name)
+        if name not in self.scales:
+            self.scales[name] = self.seen[name].find_scale(weight_OI, code)
+        return self.scales[name]
+
+
+def _first(name: str) -> str:
+    """Return the linear whose input this one shares."""
+    for sharing, first in _SHARING_WITH.items():
+        if name.endswith(sharing):
+            return name.replace(sharing, first)
+    return name
 
 
 class _Linear(nn.Module):
@@ -89,11 +106,10 @@ class _Linear(nn.Module):
         self.inputs = None
         if self.form is None:
             return None
-        quantized = compensate(self.weight_OI.numpy(), inputs.energy_of(self.name), self.form)
+        quantized = compensate(self.weight_OI.numpy(), inputs.energy[_first(self.name)], self.form)
         if self.form.activations is Activations.STATIC:
-            scale = np.float16(inputs.largest[self.name] / self.form.code.greatest)
-            quantized = replace(quantized, input_scale=float(scale))
-            self.input_scale = quantized.input_scale
+            self.input_scale = inputs.find_scale(self.name, self.weight_OI, self.form.code)
+            quantized = replace(quantized, input_scale=self.input_scale)
         self.weight_OI = torch.from_numpy(quantized.dequantize())
         return quantized
 
@@ -116,6 +132,7 @@ class CompensatingQuantizer:
             self._model = NVEmbed(self._spec, PoolerForm.FOLDED)
         self._blocks = self._run()
         self._ready: dict[str, Quantized] = {}
+        self.ranges: dict[str, InputRange] = {}
 
     def __call__(self, name: str) -> Quantized:
         """Return the quantised weight of the linear `name`, running on to its block."""
@@ -142,6 +159,10 @@ class CompensatingQuantizer:
             linear.inputs = inputs
         run()
         rounded = {linear.name: linear.quantize(inputs) for linear in linears}
+        self.ranges |= {
+            linear.name: InputRange(inputs.seen[_first(linear.name)].largest, linear.input_scale)
+            for linear in linears
+        }
         return {name: quantized for name, quantized in rounded.items() if quantized is not None}
 
     def _embed(self) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.export.calibration_record import TextFacts
 from nvembed_deploy.text import Batch, Tokenizer, Tokens, collate
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,16 @@ class Calibration:
         pad = tokenizer.spec.pad_id
         starts = range(0, len(tokens), _BATCH)
         return [collate(tokens[start : start + _BATCH], pad) for start in starts]
+
+    def facts(self, batches: list[Batch]) -> TextFacts:
+        """Return what the record of a calibration on these batches says of them."""
+        digest = hashlib.sha256()
+        for batch in batches:
+            for array in (batch.input_ids_BS, batch.attention_mask_BS, batch.pool_mask_BS):
+                digest.update(str(array.shape).encode() + array.tobytes())
+        num_tokens = sum(int(batch.attention_mask_BS.sum()) for batch in batches)
+        num_texts = sum(len(batch.input_ids_BS) for batch in batches)
+        return TextFacts(digest.hexdigest(), num_texts, num_tokens, self.seed)
 
 
 def read_texts(path: Path, role: str = "calibration") -> Iterator[CalibrationText]:

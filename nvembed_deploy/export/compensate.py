@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from nvembed_deploy.export.formats import Code, LinearFormat
-from nvembed_deploy.export.quantize import Quantized, find_scales, to_codes
+from nvembed_deploy.export.quantize import find_scales, round_to_code, to_codes
+from nvembed_deploy.export.quantized import Quantized
 
 _DAMPING = 0.01
 """Added to the diagonal, as a fraction of its mean: GPTQ's own, against inputs seldom used."""
@@ -40,7 +41,7 @@ def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearForma
         )
         scaled_OI[:, part] = left_OI[:, part] / column_scale_OI[:, part]
         left_OI[:, start + _COLUMNS :] -= errors @ factor_II[part, start + _COLUMNS :]
-    codes_OI = to_codes(scaled_OI[:, order_I.argsort()].numpy(), form.code)
+    codes_OI = to_codes(scaled_OI[:, order_I.argsort()], form.code)
     return Quantized(codes_OI, scale_OG)
 
 
@@ -66,11 +67,3 @@ def _round_columns(
         left_OC[:, column] = rounded_O
         left_OC[:, column + 1 :] -= error_O[:, None] * factor_CC[column, column + 1 :]
     return errors_OC
-
-
-def round_to_code(scaled: torch.Tensor, code: Code) -> torch.Tensor:
-    """Return scaled values at the nearest code, as float32 (`quantize.to_codes` in torch)."""
-    clipped = scaled.clamp(-code.greatest, code.greatest)
-    if code is Code.FP8:
-        return clipped.to(torch.float8_e4m3fn).float()
-    return clipped.round()

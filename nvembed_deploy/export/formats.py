@@ -13,7 +13,8 @@ from fnmatch import fnmatchcase
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.spec import Precision
 
-_AFTER_NORM = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+_UNEVEN = ("down_proj",)
+"""Linears whose inputs no one range fits: a few tokens have some a thousand times the others."""
 
 
 class Code(StrEnum):
@@ -76,21 +77,21 @@ class Scheme:
     rotates: bool
     """Whether outlier channels are spread by an exact rotation first (see `rotation.py`)."""
     kernels: Kernels = Kernels.STANDARD
-    after_norm: Activations | None = None
-    """What happens to the input of the decoder's linears that follow a norm, if it is something
-    else: rotated rows of one length need no range of their own."""
+    is_static: bool = False
+    """Whether calibration gives the inputs of all linears but `down_proj` one range: rotated, their
+    rows are alike enough, and need no range of their own."""
     precision: Precision = Precision.FP16
     """The number format of everything else."""
 
 
 SCHEMES = {
     "fp8": Scheme(LinearFormat(Code.FP8, Activations.ROW), rotates=False),
-    "int8": Scheme(LinearFormat(Code.INT8, Activations.ROW), rotates=True),
+    "int8": Scheme(LinearFormat(Code.INT8, Activations.ROW), rotates=True, is_static=True),
     "int8-cpu": Scheme(
         LinearFormat(Code.INT8, Activations.ROW),
         rotates=True,
         kernels=Kernels.CPU,
-        after_norm=Activations.STATIC,
+        is_static=True,
         precision=Precision.FP32,
     ),
     "int8-weight": Scheme(LinearFormat(Code.INT8, Activations.FLOAT), rotates=True),
@@ -104,13 +105,13 @@ FP8 rounds relative to each value, so spreading outliers gains nothing there and
 class Formats:
     """Which format each linear has.
 
-    `linear`, but for names that match a pattern of `keep`, and with the activations of `after_norm`
-    where a linear reads a norm of the decoder.
+    `linear`, but for names that match a pattern of `keep`; with `is_static`, inputs have one range
+    each, but for those of `down_proj`.
     """
 
     linear: LinearFormat | None = None
     keep: tuple[str, ...] = ()
-    after_norm: Activations | None = None
+    is_static: bool = False
 
     def of(self, name: str, num_inputs: int) -> LinearFormat | None:
         """Return a linear's format; None keeps it in the graph's precision.
@@ -121,8 +122,8 @@ class Formats:
         if self.linear is None or any(fnmatchcase(name, pattern) for pattern in self.keep):
             return None
         form = self.linear
-        if self.after_norm is not None and name.endswith(_AFTER_NORM):
-            form = replace(form, activations=self.after_norm)
+        if self.is_static and not name.endswith(_UNEVEN):
+            form = replace(form, activations=Activations.STATIC)
         if form.block is not None:
             form = replace(form, block=_block(name, num_inputs, form.block))
         return form

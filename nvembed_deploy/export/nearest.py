@@ -1,12 +1,14 @@
-"""This file owns quantising without calibration: every weight to its nearest code."""
+"""This file owns quantising without texts: every weight to its nearest code."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from nvembed_deploy.export.formats import Formats
+from nvembed_deploy.export.calibration_record import InputRange
+from nvembed_deploy.export.formats import Activations, Formats
 from nvembed_deploy.export.linear_weights import LinearWeights
-from nvembed_deploy.export.quantize import Quantized, round_nearest
+from nvembed_deploy.export.quantize import round_nearest
+from nvembed_deploy.export.quantized import Quantized
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,8 @@ class NearestQuantizer:
 
     linears: LinearWeights
     formats: Formats
+    ranges: dict[str, InputRange] = field(default_factory=dict)
+    """Found by an earlier calibration; needed where inputs have static ranges."""
 
     def __call__(self, name: str) -> Quantized:
         """Return the quantised weight of the linear `name`."""
@@ -22,4 +26,7 @@ class NearestQuantizer:
         form = self.formats.of(name, weight_OI.shape[1])
         if form is None:
             raise ValueError(f"{name} is kept in 16 bit")
-        return round_nearest(weight_OI, form)
+        quantized = round_nearest(weight_OI, form)
+        if form.activations is not Activations.STATIC:
+            return quantized
+        return replace(quantized, input_scale=self.ranges[name].scale)

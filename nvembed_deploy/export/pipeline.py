@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import tokenizers
 
 import nvembed_deploy
 from nvembed_deploy.artifact import (
@@ -31,6 +29,7 @@ from nvembed_deploy.artifact import (
 )
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
 from nvembed_deploy.engine_record import Profile
+from nvembed_deploy.export.calibration_record import CalibrationRecord, TextFacts
 from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
 from nvembed_deploy.export.engine import build_engine, probe
@@ -38,14 +37,14 @@ from nvembed_deploy.export.engine_options import GraphFacts, check_engine
 from nvembed_deploy.export.engine_profiles import default_profiles, profiles_for, read_lengths
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_graph
+from nvembed_deploy.export.hf_files import write_hf_files
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
-from nvembed_deploy.export.nearest import NearestQuantizer
 from nvembed_deploy.export.progress import Progress, SilentProgress
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.export.rotation import RotatedWeights, Rotation
-from nvembed_deploy.export.weight_file import Quantizer, WeightFile, write_weights
+from nvembed_deploy.export.weight_file import INPUT_SCALE, Quantizer, WeightFile, write_weights
 from nvembed_deploy.model.weights import Weights, open_weights
-from nvembed_deploy.spec import ModelSpec, PoolerForm
+from nvembed_deploy.spec import PoolerForm
 from nvembed_deploy.text import Tokenizer
 
 _LINEAR_NAMES = {
@@ -65,6 +64,8 @@ class Export:
     weights: Weights
     recipe: ExportRecipe
     block: Block
+    calibration: CalibrationRecord | None = None
+    """Ranges found by an earlier export of this checkpoint."""
 
     @property
     def num_bytes(self) -> int:
@@ -106,10 +107,23 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
     checkpoint = open_checkpoint(checkpoint_path)
     weights = open_weights(checkpoint)
     block = author_graph(checkpoint.spec, graph_options(recipe))
-    export = Export(checkpoint, weights, recipe, block)
+    export = Export(checkpoint, weights, recipe, block, _calibration(checkpoint, recipe, block))
     if recipe.engine is not None:
         check_engine(recipe.engine, export.graph_facts)
     return export
+
+
+def _calibration(
+    checkpoint: Checkpoint, recipe: ExportRecipe, block: Block
+) -> CalibrationRecord | None:
+    if recipe.ranges is None:
+        return None
+    record = CalibrationRecord.read(Path(recipe.ranges))
+    static = [
+        e.name.removesuffix(INPUT_SCALE) for e in block.weights if e.name.endswith(INPUT_SCALE)
+    ]
+    record.check(_source(checkpoint)["sha256"], recipe.rotation, static)
+    return record
 
 
 def run_export(
@@ -162,8 +176,7 @@ def _write_text_files(export: Export, stage: Path) -> None:
     spec = export.checkpoint.spec
     write_tokenizer(export.checkpoint, stage / LAYOUT.tokenizer)
     _tokenizer(export, stage)
-    _write_json(stage / LAYOUT.config, _config(spec))
-    _write_json(stage / "tokenizer_config.json", _tokenizer_config(spec, stage / LAYOUT.tokenizer))
+    write_hf_files(stage, spec)
 
 
 def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) -> WeightFile:
@@ -171,22 +184,34 @@ def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) 
     if recipe.rotates:
         weights = RotatedWeights(weights, recipe.seed, recipe.kernels)
     with open_linears(weights, is_folded=recipe.pooler is PoolerForm.FOLDED) as linears:
-        quantizer = _quantizer(export, stage, linears)
+        quantizer, facts = _quantizer(export, stage, linears)
         path = stage / LAYOUT.weights
-        return write_weights(path, export.block.weights, linears, quantizer, on_bytes=advance)
+        file = write_weights(path, export.block.weights, linears, quantizer, on_bytes=advance)
+    if quantizer is not None and facts is not None:
+        source, ranges = _source(export.checkpoint)["sha256"], dict(quantizer.ranges)
+        record = CalibrationRecord(source, recipe.rotation, facts, ranges)
+        record.write(stage / LAYOUT.calibration)
+    return file
 
 
-def _quantizer(export: Export, stage: Path, linears: LinearWeights) -> Quantizer | None:
+def _quantizer(
+    export: Export, stage: Path, linears: LinearWeights
+) -> tuple[Quantizer | None, TextFacts | None]:
+    """Return what rounds the linears, and what it is calibrated on, if it is."""
     recipe = export.recipe
     if recipe.formats.linear is None:
-        return None
+        return None, None
     if recipe.rounding is Rounding.NEAREST:
-        return NearestQuantizer(linears, recipe.formats)
+        from nvembed_deploy.export.nearest import NearestQuantizer
+
+        ranges = export.calibration.ranges if export.calibration else {}
+        return NearestQuantizer(linears, recipe.formats, ranges), None
     from nvembed_deploy.export.calibrate import CompensatingQuantizer
 
     path = Path(recipe.calibration) if recipe.calibration else None
     texts = Calibration(path, recipe.calibration_texts, recipe.calibration_tokens, recipe.seed)
-    return CompensatingQuantizer(linears, recipe.formats, texts.batches(_tokenizer(export, stage)))
+    batches = texts.batches(_tokenizer(export, stage))
+    return CompensatingQuantizer(linears, recipe.formats, batches), texts.facts(batches)
 
 
 def _write_graph(block: Block, file: WeightFile, path: Path) -> None:
@@ -246,44 +271,3 @@ def _tools() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _config(spec: ModelSpec) -> dict[str, Any]:
-    backbone = spec.backbone
-    return {
-        "architectures": ["MistralModel"],
-        "model_type": "mistral",
-        "vocab_size": backbone.vocab_size,
-        "hidden_size": backbone.hidden_size,
-        "num_hidden_layers": backbone.num_layers,
-        "num_attention_heads": backbone.num_heads,
-        "num_key_value_heads": backbone.num_kv_heads,
-        "head_dim": backbone.head_width,
-        "intermediate_size": backbone.intermediate_size,
-        "rms_norm_eps": backbone.rms_norm_eps,
-        "rope_theta": backbone.rope_theta,
-        "max_position_embeddings": backbone.max_positions,
-        "sliding_window": None,
-        "bos_token_id": spec.text.bos_id,
-        "eos_token_id": spec.text.eos_id,
-        "pad_token_id": spec.text.pad_id,
-        "use_cache": False,
-    }
-
-
-def _tokenizer_config(spec: ModelSpec, tokenizer: Path) -> dict[str, Any]:
-    """Say which tokens begin, end and pad a text: tokenizer.json holds ids, not their roles."""
-    raw = tokenizers.Tokenizer.from_file(str(tokenizer))
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": raw.id_to_token(spec.text.bos_id),
-        "eos_token": raw.id_to_token(spec.text.eos_id),
-        "pad_token": raw.id_to_token(spec.text.pad_id),
-        "padding_side": "right",
-        "model_max_length": spec.text.max_tokens,
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

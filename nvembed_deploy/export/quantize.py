@@ -1,16 +1,16 @@
-"""This file owns rounding weights to 8 and 4 bits: scales, codes, and how they are packed.
+"""This file owns rounding weights to 8 and 4 bits: scales and codes.
 
 Shapes: O outputs, I inputs, G blocks of inputs that share a scale (1 without blocks).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import ml_dtypes
 import numpy as np
+import torch
 
 from nvembed_deploy.export.formats import Code, LinearFormat
+from nvembed_deploy.export.quantized import Quantized, blocks
 
 _STORED = {
     Code.INT8: np.dtype(np.int8),
@@ -27,73 +27,71 @@ _SEARCHED = {
 }
 """Fractions of the full range that are tried: clipping a few weights can round all others finer.
 For FP8, whose steps double with each power of 2, an octave is all there is to try."""
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A quantised weight: `codes_OI` of the code's dtype and float32 `scale_OG` (exact in float16).
-
-    The weight is codes * scale, each scale for I/G consecutive inputs.
-    """
-
-    codes_OI: np.ndarray
-    scale_OG: np.ndarray
-    input_scale: float | None = None
-    """The inputs' one scale, where their range is static."""
-
-    def dequantize(self) -> np.ndarray:
-        """Return the weight it stands for, float32 [O, I]."""
-        codes_OGB = _blocks(self.codes_OI.astype(np.float32), self.scale_OG.shape[1])
-        weight: np.ndarray = (codes_OGB * self.scale_OG[..., None]).reshape(self.codes_OI.shape)
-        return weight
+_SEEN, _LARGEST = 2048, 64
+"""Weights of a row, evenly spread, whose error stands for all where there are more; and how many of
+its largest are added, which are what clipping costs. A third of the time of 4,096."""
 
 
 def round_nearest(weight_OI: np.ndarray, form: LinearFormat) -> Quantized:
     """Round each weight to the nearest code, with the scales of `find_scales`."""
     scale_OG = find_scales(weight_OI, form)
-    codes_OGB = to_codes(_blocks(weight_OI, scale_OG.shape[1]) / scale_OG[..., None], form.code)
-    return Quantized(codes_OGB.reshape(weight_OI.shape), scale_OG)
+    blocks_OGB = torch.from_numpy(blocks(weight_OI, scale_OG.shape[1]))
+    scaled_OGB = blocks_OGB / torch.from_numpy(scale_OG)[..., None]
+    return Quantized(to_codes(scaled_OGB, form.code).reshape(weight_OI.shape), scale_OG)
 
 
 def find_scales(weight_OI: np.ndarray, form: LinearFormat) -> np.ndarray:
     """Return float32 scale_OG (float16 values): of the tried ranges, the least squared error."""
     num_blocks = 1 if form.block is None else weight_OI.shape[1] // form.block
-    blocks_OGB = _blocks(weight_OI, num_blocks)
-    full_OG = np.abs(blocks_OGB).max(-1) / form.code.greatest
+    blocks_OGB = blocks(weight_OI, num_blocks)
+    full_OG = np.maximum(blocks_OGB.max(-1), -blocks_OGB.min(-1)) / form.code.greatest
     best_OG, least_OG = _storable(full_OG), np.full_like(full_OG, np.inf)
     if len(_SEARCHED[form.code]) == 1:
         return best_OG
+    seen_OGB, counts_B = _seen(torch.from_numpy(blocks_OGB))
     for fraction in _SEARCHED[form.code]:
         scale_OG = _storable(full_OG * np.float32(fraction))
-        wide_OG1 = scale_OG[..., None]
-        rounded = to_codes(blocks_OGB / wide_OG1, form.code).astype(np.float32) * wide_OG1
-        error_OG = ((rounded - blocks_OGB) ** 2).sum(-1)
+        wide_OG1 = torch.from_numpy(scale_OG)[..., None]
+        error = round_to_code(seen_OGB / wide_OG1, form.code).mul_(wide_OG1).sub_(seen_OGB)
+        error_OG = (error.square_() @ counts_B).numpy()
         best_OG = np.where(error_OG < least_OG, scale_OG, best_OG)
         least_OG = np.minimum(error_OG, least_OG)
     return best_OG
 
 
-def to_codes(scaled: np.ndarray, code: Code) -> np.ndarray:
-    """Round weights divided by their scale to codes, ties to even, clipped to the code's range."""
-    clipped = np.clip(scaled, -code.greatest, code.greatest)
-    if code is not Code.FP8:
-        clipped = np.rint(clipped)
-    codes: np.ndarray = clipped.astype(_STORED[code])
-    return codes
+def round_to_code(scaled: torch.Tensor, code: Code) -> torch.Tensor:
+    """Round weights divided by their scale to codes, ties to even, clipped to the code's range.
 
-
-def pack_int4(codes: np.ndarray) -> np.ndarray:
-    """Pack int8 codes of 4 bits, two a byte along the last axis, the first in the low half.
-
-    Source: ONNX, docs/docsgen/source/technical/int4.md (raw data of INT4 tensors).
+    Returns:
+        float32, whatever the code.
     """
-    low, high = (codes[..., start::2].view(np.uint8) & 0xF for start in (0, 1))
-    packed: np.ndarray = low | (high << 4)
-    return packed
+    clipped = scaled.clamp(-code.greatest, code.greatest)
+    if code is Code.FP8:
+        return clipped.to(torch.float8_e4m3fn).float()
+    return clipped.round_()
 
 
-def _blocks(weight_OI: np.ndarray, num_blocks: int) -> np.ndarray:
-    return weight_OI.reshape(len(weight_OI), num_blocks, -1)
+def to_codes(scaled: torch.Tensor, code: Code) -> np.ndarray:
+    """Return `round_to_code` in the code's own dtype."""
+    clipped = scaled.clamp(-code.greatest, code.greatest)
+    if code is Code.FP8:
+        codes = clipped.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    else:
+        codes = clipped.round_().to(torch.int8).numpy()
+    stored: np.ndarray = codes.view(_STORED[code])
+    return stored
+
+
+def _seen(blocks_OGB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights of each block that are looked at, and how many each stands for."""
+    step = blocks_OGB.shape[-1] // _SEEN
+    if step <= 1:
+        return blocks_OGB, torch.ones(blocks_OGB.shape[-1])
+    spread = blocks_OGB[..., ::step]
+    order = blocks_OGB.abs().topk(_LARGEST, sorted=False).indices
+    counts_B = torch.ones(spread.shape[-1] + _LARGEST)
+    counts_B[: spread.shape[-1]] = step
+    return torch.cat([spread, blocks_OGB.gather(-1, order)], -1), counts_B
 
 
 def _storable(scale: np.ndarray) -> np.ndarray:

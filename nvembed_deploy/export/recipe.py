@@ -24,6 +24,7 @@ _ENUMS: dict[str, type[Enum]] = {
     "rounding": Rounding,
 }
 _INT4_OPSET, _CPU_OPSET = 21, 23
+_STATIC_NEAREST = (Activations.STATIC, Rounding.NEAREST)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ExportRecipe:
     calibration: str | None = None
     calibration_texts: int = 256
     calibration_tokens: int = 128
+    ranges: str | None = None
+    """An artifact whose calibrated ranges are used again, without texts."""
     seed: int = 0
     engine: EngineOptions | None = None
     """Compile the graph too."""
@@ -62,13 +65,19 @@ class ExportRecipe:
         if self.activations is not None:
             return Formats(replace(linear, activations=self.activations), self.keep)
         # A static range is good for rows of one length, and found on calibration texts.
-        fits = self.rotates and self.rounding is Rounding.COMPENSATED
-        return Formats(linear, self.keep, scheme.after_norm if fits else None)
+        is_calibrated = self.ranges is not None or self.rounding is Rounding.COMPENSATED
+        fits = self.rotates and is_calibrated
+        return Formats(linear, self.keep, scheme.is_static and fits)
 
     @property
     def kernels(self) -> Kernels:
         """Whose operators the graph is written in."""
         return Kernels.STANDARD if self.scheme is None else SCHEMES[self.scheme].kernels
+
+    @property
+    def rotation(self) -> int | None:
+        """The seed of the rotation; None without one."""
+        return self.seed if self.rotates else None
 
     @property
     def rotates(self) -> bool:
@@ -152,6 +161,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "checkpoint": (str, "a path"),
     "out": (str, "a path"),
     "calibration": (str, "the path of a JSONL file"),
+    "ranges": (str, "the folder of a calibrated artifact"),
     "rotate": (bool, "true or false"),
     "calibration_texts": (int, "a whole number of at least 1"),
     "calibration_tokens": (int, "a whole number of at least 1"),
@@ -181,8 +191,19 @@ def _contradictions(clean: dict[str, Any]) -> list[str]:
         mistakes += _contradictions_of_cpu(scheme, clean)
     if SCHEMES[scheme].linear.code is Code.INT4 and clean.get("opset", _INT4_OPSET) < _INT4_OPSET:
         mistakes.append(f"precision {scheme} with opset {clean['opset']}: INT4 needs opset 23")
-    if clean.get("activations") is Activations.STATIC and clean.get("rounding") is Rounding.NEAREST:
+    if clean.get("ranges"):
+        mistakes += _contradictions_of_ranges(clean)
+    elif (clean.get("activations"), clean.get("rounding")) == _STATIC_NEAREST:
         mistakes.append("static activations without calibration (rounding is 'nearest')")
+    return mistakes
+
+
+def _contradictions_of_ranges(clean: dict[str, Any]) -> list[str]:
+    """Ranges that are there need no texts: rounding is nearest."""
+    texts = sorted({"calibration", "calibration_texts", "calibration_tokens"} & set(clean))
+    mistakes = [f"ranges with {', '.join(texts)}"] if texts else []
+    if clean.setdefault("rounding", Rounding.NEAREST) is Rounding.COMPENSATED:
+        mistakes.append("ranges with rounding 'compensated', which finds its own")
     return mistakes
 
 
@@ -203,5 +224,6 @@ _QUANTIZED_KEYS = {
     "calibration",
     "calibration_texts",
     "calibration_tokens",
+    "ranges",
     "seed",
 }

@@ -7,7 +7,7 @@ at the same time: the graph's initializers refer to its tensors by offset.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,12 +18,14 @@ import onnx_ir as ir
 
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.export.builder import FILE_DTYPES, WeightData, WeightEntry
+from nvembed_deploy.export.calibration_record import InputRange
 from nvembed_deploy.export.linear_weights import LinearWeights
-from nvembed_deploy.export.quantize import Quantized, pack_int4
+from nvembed_deploy.export.quantized import Quantized, pack_int4
 from nvembed_deploy.tensorfile import find_nonfinite
 from nvembed_deploy.tensorwriter import SafetensorsWriter
 
-_TRANSPOSED, _SCALE, _INPUT_SCALE = ".weight_t", ".weight_scale", ".input_scale"
+_TRANSPOSED, _SCALE = ".weight_t", ".weight_scale"
+INPUT_SCALE = ".input_scale"
 _CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
 _TILE = 64
 """Edge of the squares a transposition copies: 4x as fast as numpy's own on 4096-wide float16
@@ -41,6 +43,11 @@ class WeightFile:
 
 class Quantizer(Protocol):
     """Rounds linears, in the order in which the graph uses them."""
+
+    @property
+    def ranges(self) -> Mapping[str, InputRange]:
+        """Of the inputs of linears: what was seen, or is used again."""
+        ...
 
     def __call__(self, name: str) -> Quantized:
         """Return the quantised weight of the linear `name`."""
@@ -98,8 +105,8 @@ class _Source:
         elif entry.name.endswith(_SCALE):
             scale = self._quantized(entry.name.removesuffix(_SCALE)).scale_OG.T
             yield cast(scale.reshape(entry.shape), entry.dtype, entry.name)
-        elif entry.name.endswith(_INPUT_SCALE):
-            scale = np.array(self._quantized(entry.name.removesuffix(_INPUT_SCALE)).input_scale)
+        elif entry.name.endswith(INPUT_SCALE):
+            scale = np.array(self._quantized(entry.name.removesuffix(INPUT_SCALE)).input_scale)
             yield cast(scale, entry.dtype, entry.name)
         elif entry.name.endswith(_TRANSPOSED):
             yield self._transposed(entry)

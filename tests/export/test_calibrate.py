@@ -14,7 +14,7 @@ from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.formats import SCHEMES, Activations, Formats
 from nvembed_deploy.export.graph import GraphOptions, author_graph
 from nvembed_deploy.export.linear_weights import open_linears
-from nvembed_deploy.export.quantize import Quantized
+from nvembed_deploy.export.quantized import Quantized
 from nvembed_deploy.export.rotation import RotatedWeights
 from nvembed_deploy.export.weight_file import write_weights
 from nvembed_deploy.model.weights import Weights

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from nvembed_deploy.errors import RecipeError
-from nvembed_deploy.export.formats import SCHEMES, Activations, Formats, Kernels
+from nvembed_deploy.export.formats import SCHEMES, Formats, Kernels
 from nvembed_deploy.export.graph import GraphOptions, author_blocks, author_graph
 from nvembed_deploy.export.recipe import load_recipe
 from nvembed_deploy.model.weights import Weights
@@ -27,7 +27,7 @@ __all__ = ["all_texts", "held", "texts"]
 BY_ROW = Formats(SCHEMES["int8-cpu"].linear)
 OPTIONS = GraphOptions(
     Precision.FP32,
-    formats=Formats(SCHEMES["int8-cpu"].linear, after_norm=Activations.STATIC),
+    formats=Formats(SCHEMES["int8-cpu"].linear, is_static=True),
     rotates=True,
     kernels=Kernels.CPU,
 )
@@ -52,7 +52,7 @@ def test_values_are_those_of_the_standard_graph(tmp_path: Path, tiny_weights: We
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
 
 
-def test_calibrated_static_ranges_after_norms_stay_near_the_float_graph(
+def test_calibrated_static_ranges_stay_near_the_float_graph(
     tmp_path: Path, tiny_weights: Weights, texts: list[Batch], held: list[dict[str, np.ndarray]]
 ) -> None:
     (tmp_path / "float").mkdir()
@@ -76,13 +76,14 @@ def test_each_product_has_an_unsigned_left_side(tmp_path: Path, tiny_weights: We
     assert len(products) == 7 * factories.TINY.backbone.num_layers + 4
 
 
-def test_only_what_reads_no_norm_has_a_range_per_token() -> None:
+def test_only_down_proj_has_a_range_per_token() -> None:
     block = author_graph(factories.TINY, OPTIONS)
     reduced = [n for n in block.builder.nodes if n.op_type == "ReduceMax"]
     layers = factories.TINY.backbone.num_layers
-    assert len(reduced) == 2 * layers + 4  # o_proj and down_proj; the pooler's four
+    assert len(reduced) == layers
     scales = [e.name for e in block.weights if e.name.endswith(".input_scale")]
-    assert len(scales) == 2 * layers  # q, k and v share one, gate and up another
+    # q, k and v share one, gate and up another, o_proj has one; and the pooler's four.
+    assert len(scales) == 3 * layers + 4
 
 
 def test_the_embedding_table_is_half_as_large() -> None:
@@ -102,5 +103,5 @@ def test_what_the_cpu_form_cannot_be_is_refused(values: dict[str, object], named
 def test_without_texts_or_rotation_every_token_has_a_range_of_its_own() -> None:
     for values in ({"rounding": "nearest"}, {"rotate": False}):
         recipe = load_recipe(None, {"precision": "int8-cpu", **values})
-        assert recipe.formats.after_norm is None
-    assert load_recipe(None, {"precision": "int8-cpu"}).formats.after_norm is Activations.STATIC
+        assert not recipe.formats.is_static
+    assert load_recipe(None, {"precision": "int8-cpu"}).formats.is_static

@@ -6,10 +6,17 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.export.formats import SCHEMES, Activations, Code, Formats, LinearFormat
-from nvembed_deploy.export.quantize import find_scales, pack_int4, round_nearest, to_codes
+from nvembed_deploy.export.quantize import (
+    find_scales,
+    round_nearest,
+    round_to_code,
+    to_codes,
+)
+from nvembed_deploy.export.quantized import pack_int4
 from tests import factories
 
 WEIGHT = factories.values("weight", (24, 64)) * np.linspace(0.01, 3, 24, dtype=np.float32)[:, None]
@@ -71,8 +78,26 @@ def test_quantising_twice_changes_nothing() -> None:
     np.testing.assert_allclose(round_nearest(once, form).dequantize(), once, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("code", list(Code))
+def test_codes_are_what_the_formats_own_libraries_round_to(code: Code) -> None:
+    values = np.concatenate([np.linspace(-500, 500, 4001), np.geomspace(1e-4, 500, 999)])
+    values = values.astype(np.float32).clip(-code.greatest, code.greatest)
+    expected = values.astype(ml_dtypes.float8_e4m3fn) if code is Code.FP8 else np.rint(values)
+    codes = to_codes(torch.from_numpy(values), code)
+    np.testing.assert_array_equal(codes.astype(np.float32), expected.astype(np.float32))
+    np.testing.assert_array_equal(round_to_code(torch.from_numpy(values), code).numpy(), expected)
+
+
+def test_a_long_row_is_not_clipped_for_its_many() -> None:
+    """One weight of 5,000 is large: the sample that decides must hold it wherever it is."""
+    weight_OI = factories.values("long", (4, 5000)) * 0.02
+    weight_OI[np.arange(4), [1, 4999, 2500, 3]] = 3
+    quantized = round_nearest(weight_OI, LinearFormat(Code.FP8, Activations.FLOAT))
+    assert np.abs(quantized.dequantize()).max(1) == pytest.approx(3, rel=0.04)
+
+
 def test_fp8_codes_never_become_nan() -> None:
-    codes = to_codes(np.array([1e9, -1e9, 448.0, 460.0], np.float32), Code.FP8)
+    codes = to_codes(torch.tensor([1e9, -1e9, 448.0, 460.0]), Code.FP8)
     assert codes.dtype == ml_dtypes.float8_e4m3fn
     np.testing.assert_array_equal(codes.astype(np.float32), [448, -448, 448, 448])
 

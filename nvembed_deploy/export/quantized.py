@@ -1,0 +1,44 @@
+"""This file owns what a quantised weight is: codes and scales, and how 4-bit codes are packed.
+
+Shapes: O outputs, I inputs, G blocks of inputs that share a scale (1 without blocks).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised weight: `codes_OI` of the code's dtype and float32 `scale_OG` (exact in float16).
+
+    The weight is codes * scale, each scale for I/G consecutive inputs.
+    """
+
+    codes_OI: np.ndarray
+    scale_OG: np.ndarray
+    input_scale: float | None = None
+    """The inputs' one scale, where their range is static."""
+
+    def dequantize(self) -> np.ndarray:
+        """Return the weight it stands for, float32 [O, I]."""
+        codes_OGB = blocks(self.codes_OI.astype(np.float32), self.scale_OG.shape[1])
+        weight: np.ndarray = (codes_OGB * self.scale_OG[..., None]).reshape(self.codes_OI.shape)
+        return weight
+
+
+def pack_int4(codes: np.ndarray) -> np.ndarray:
+    """Pack int8 codes of 4 bits, two a byte along the last axis, the first in the low half.
+
+    Source: ONNX, docs/docsgen/source/technical/int4.md (raw data of INT4 tensors).
+    """
+    low, high = (codes[..., start::2].view(np.uint8) & 0xF for start in (0, 1))
+    packed: np.ndarray = low | (high << 4)
+    return packed
+
+
+def blocks(weight_OI: np.ndarray, num_blocks: int) -> np.ndarray:
+    """Return a view [O, G, I / G]."""
+    return weight_OI.reshape(len(weight_OI), num_blocks, -1)

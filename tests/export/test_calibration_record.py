@@ -1,0 +1,115 @@
+"""Tests of nvembed_deploy/export/calibration_record.py: ranges are kept, and used again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvembed_deploy.artifact import LAYOUT, open_artifact, read_manifest
+from nvembed_deploy.errors import ArtifactError, RecipeError
+from nvembed_deploy.export.__main__ import main
+from nvembed_deploy.export.calibration_record import CalibrationRecord
+from nvembed_deploy.tensorfile import open_tensors
+from tests import factories
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calibrated") / "artifact"
+    assert main([str(tiny_checkpoint), str(out), "--precision", "int8"]) == 0
+    return out
+
+
+def scales(artifact: Path) -> dict[str, float]:
+    tensors = open_tensors(artifact / LAYOUT.weights)
+    raw = (artifact / LAYOUT.weights).read_bytes()
+    return {
+        name: float(np.frombuffer(raw, np.float16, 1, entry.offset)[0])
+        for name, entry in tensors.items()
+        if name.endswith(".input_scale")
+    }
+
+
+def test_an_artifact_says_what_it_was_calibrated_on_and_what_was_found(calibrated: Path) -> None:
+    record = CalibrationRecord.read(calibrated)
+    assert LAYOUT.calibration in open_artifact(calibrated, "full").manifest.files
+    assert (record.texts.texts, record.texts.seed) == (256, 0)
+    assert record.texts.tokens > 4000
+    assert record.checkpoint == read_manifest(calibrated).source["sha256"]
+    assert len(record.ranges) == 7 * factories.TINY.backbone.num_layers + 4
+    stored = scales(calibrated)
+    assert len(stored) == 3 * factories.TINY.backbone.num_layers + 4
+    for name, scale in stored.items():
+        found = record.ranges[name.removesuffix(".input_scale")]
+        assert found.scale == scale
+        assert 0 < scale <= np.float16(found.largest / 127)
+
+
+def test_ranges_are_used_again_without_texts_to_the_bit(
+    tiny_checkpoint: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    argv = [str(tiny_checkpoint), str(out), "--precision", "int8", "--ranges", str(calibrated)]
+    assert main(argv) == 0
+    assert scales(out) == scales(calibrated)
+    assert read_manifest(out).recipe["rounding"] == "nearest"
+    assert not (out / LAYOUT.calibration).exists()
+
+
+def test_the_same_export_twice_has_the_same_bytes(
+    tiny_checkpoint: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    assert main([str(tiny_checkpoint), str(tmp_path / "b"), "--precision", "int8"]) == 0
+    for name in (LAYOUT.weights, LAYOUT.calibration):
+        first, second = (read_manifest(p).files[name] for p in (calibrated, tmp_path / "b"))
+        assert first == second
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"checkpoint": {"config.json": "0"}}, "another checkpoint's: config.json"),
+        ({"rotation": 5}, "rotation has seed 0 here, and 5 there"),
+        ({"ranges": {}}, "13 linears have no static range"),
+    ],
+)
+def test_ranges_of_another_model_are_refused(
+    calibrated: Path, change: dict[str, object], named: str
+) -> None:
+    record = CalibrationRecord.read(calibrated)
+    static = [name.removesuffix(".input_scale") for name in scales(calibrated)]
+    record.check(record.checkpoint, record.rotation, static)
+    with pytest.raises(RecipeError, match=named):
+        replace(record, **change).check(record.checkpoint, record.rotation, static)
+
+
+def test_an_artifact_that_was_not_calibrated_is_refused(
+    tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(tiny_checkpoint), str(tmp_path / "out"), "--precision", "int8"]
+    assert main([*argv, "--ranges", str(tiny_artifact)]) == 2
+    assert "it was not calibrated" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"ranges": 3}'])
+def test_a_damaged_record_is_refused_with_its_path(tmp_path: Path, text: str) -> None:
+    (tmp_path / LAYOUT.calibration).write_text(text)
+    with pytest.raises(ArtifactError, match=r"calibration\.json cannot be read"):
+        CalibrationRecord.read(tmp_path)
+
+
+def test_what_ranges_contradict_is_said_at_once(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    keys = {"precision": "int8", "ranges": "x", "rounding": "compensated", "calibration": "y"}
+    recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items()))
+    assert main([str(tiny_checkpoint), str(tmp_path / "out"), "--recipe", str(recipe)]) == 2
+    problem = capsys.readouterr().err
+    assert "ranges with calibration" in problem
+    assert "ranges with rounding 'compensated'" in problem

@@ -1,0 +1,61 @@
+"""Tests of nvembed_deploy/export/ranges.py: where a static range is clipped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nvembed_deploy.export.formats import Code
+from nvembed_deploy.export.quantize import round_to_code
+from nvembed_deploy.export.ranges import SeenInputs
+
+
+def seen(x_NI: torch.Tensor, weights_N1: torch.Tensor | None = None) -> SeenInputs:
+    inputs = SeenInputs()
+    inputs.add(x_NI, torch.ones(len(x_NI), 1) if weights_N1 is None else weights_N1)
+    return inputs
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def output_error(x_NI: torch.Tensor, weight_OI: torch.Tensor, scale: float) -> float:
+    rounded = round_to_code(x_NI / scale, Code.INT8) * scale
+    return float(((rounded - x_NI) @ weight_OI.T).square().sum())
+
+
+def test_the_range_found_has_less_error_in_the_output_than_the_largest_value_seen() -> None:
+    x_NI, weight_OI = noise(32, 64), noise(16, 64)
+    x_NI[3, 5] = 40
+    weight_OI[:, 5] *= 1e-3  # an outlier that the output hardly hears of
+    inputs = seen(x_NI)
+    scale = inputs.find_scale(weight_OI, Code.INT8)
+    assert inputs.largest == 40
+    assert output_error(x_NI, weight_OI, scale) < output_error(x_NI, weight_OI, 40 / 127) / 4
+
+
+def test_an_outlier_that_matters_is_not_clipped() -> None:
+    x_NI, weight_OI = noise(32, 64), noise(16, 64)
+    x_NI[:, 5] = 40
+    assert seen(x_NI).find_scale(weight_OI, Code.INT8) == pytest.approx(40 / 127, rel=0.1)
+
+
+def test_a_token_that_counts_little_may_be_clipped() -> None:
+    x_NI, weights_N1 = noise(32, 64), torch.ones(32, 1)
+    x_NI[0] *= 100
+    weights_N1[0] = 1e-4
+    scale = seen(x_NI, weights_N1).find_scale(noise(16, 64), Code.INT8)
+    assert scale * 127 < float(x_NI.abs().max()) / 10
+
+
+def test_scales_are_float16_values_and_zeros_have_one() -> None:
+    for x_NI in (noise(8, 16), torch.zeros(8, 16)):
+        scale = seen(x_NI).find_scale(noise(4, 16), Code.FP8)
+        assert scale == float(np.float16(scale)) > 0
+
+
+def test_few_tokens_of_a_batch_are_kept() -> None:
+    inputs = seen(noise(1000, 4))
+    assert 32 <= len(inputs.rows_NI[0]) < 64
