@@ -9,6 +9,7 @@ S sequence, D hidden, I inputs, O outputs, N tokens.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -34,7 +35,7 @@ from nvembed_deploy.text import Batch
 _ADD_TO_STATES = ("o_proj", "down_proj")
 _SHARING_WITH = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Linears that read what another reads: its energy and its range are theirs."""
-_SHARING = tuple(_SHARING_WITH)
+_SHARING, _SHARED = tuple(_SHARING_WITH), tuple(set(_SHARING_WITH.values()))
 
 
 @dataclass
@@ -62,6 +63,11 @@ class _Inputs:
             self.energy[name].addmm_(x.T, x)
         else:
             self.energy[name] = x.T @ x
+
+    def take_energy(self, name: str) -> torch.Tensor:
+        """Return the energy of a linear's input, and forget it unless another shares it."""
+        shared = _first(name)
+        return self.energy[shared] if shared.endswith(_SHARED) else self.energy.pop(shared)
 
     def find_scale(self, name: str, weight_OI: torch.Tensor, code: Code) -> float:
         """Return the one scale of a linear's input, found for the first that shares it."""
@@ -106,7 +112,7 @@ class _Linear(nn.Module):
         self.inputs = None
         if self.form is None:
             return None
-        quantized = compensate(self.weight_OI.numpy(), inputs.energy[_first(self.name)], self.form)
+        quantized = compensate(self.weight_OI.numpy(), inputs.take_energy(self.name), self.form)
         if self.form.activations is Activations.STATIC:
             self.input_scale = inputs.find_scale(self.name, self.weight_OI, self.form.code)
             quantized = replace(quantized, input_scale=self.input_scale)
@@ -145,8 +151,9 @@ class CompensatingQuantizer:
         states = self._embed()
         for index in range(self._spec.backbone.num_layers):
             layer = self._module(self._model.backbone.decoder.layers[index], _layer_name(index))
-            yield self._quantize(layer, lambda: self._through(layer, states))  # noqa: B023
-            states = self._through(layer, states)
+            yield self._quantize(layer, lambda: deque(self._through(layer, states), 0))  # noqa: B023
+            for place, hidden in enumerate(self._through(layer, states)):
+                states[place] = hidden
         states = self._normed(states)
         pooler = self._module(self._model.pooler, "pooler.")
         yield self._quantize(pooler, lambda: self._pool(pooler, states))
@@ -174,23 +181,20 @@ class CompensatingQuantizer:
             states.append(torch.from_numpy(rows[inverse.reshape(batch.input_ids_BS.shape)]))
         return states
 
-    def _through(self, layer: nn.Module, states: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _through(self, layer: nn.Module, states: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield each batch's next states, so that no more than one batch has both."""
         decoder = self._model.backbone.decoder
         rotary = type(decoder.rotary_emb)(decoder.config)
-        outputs = []
         for hidden, batch in zip(states, self._batches, strict=True):
             mask = torch.from_numpy(batch.attention_mask_BS)
             self._weigh(layer, mask[..., None] / hidden.square().mean(-1, keepdim=True).sqrt())
             positions = torch.arange(hidden.shape[1])[None]
-            outputs.append(
-                layer(
-                    hidden,
-                    attention_mask=padding_mask(mask, hidden.dtype),
-                    position_ids=positions,
-                    position_embeddings=rotary(hidden, positions),
-                )
+            yield layer(
+                hidden,
+                attention_mask=padding_mask(mask, hidden.dtype),
+                position_ids=positions,
+                position_embeddings=rotary(hidden, positions),
             )
-        return outputs
 
     def _normed(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
         norm = self._module(self._model.backbone.decoder.norm, "backbone.norm.")

@@ -18,6 +18,8 @@ _DAMPING = 0.01
 """Added to the diagonal, as a fraction of its mean: GPTQ's own, against inputs seldom used."""
 _COLUMNS = 128
 """Columns rounded before the rest of the weight is updated: one product instead of 128."""
+_ROWS = 512
+"""Rows of an energy that are copied or inverted at once."""
 
 
 def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearFormat) -> Quantized:
@@ -30,7 +32,8 @@ def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearForma
     """
     scale_OG = find_scales(weight_OI, form)
     order_I = energy_II.diagonal().argsort(descending=True)
-    factor_II = _inverse_factor(energy_II[order_I][:, order_I])
+    factor_II = _inverse_factor(energy_II, order_I)
+    del energy_II  # as large as the weight and more, and often nobody else's
     left_OI = torch.from_numpy(weight_OI)[:, order_I]
     column_scale_OI = torch.from_numpy(scale_OG)[:, order_I // (len(order_I) // scale_OG.shape[1])]
     scaled_OI = torch.empty_like(left_OI)
@@ -45,13 +48,34 @@ def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearForma
     return Quantized(codes_OI, scale_OG)
 
 
-def _inverse_factor(energy_II: torch.Tensor) -> torch.Tensor:
-    """Return the upper Cholesky factor of the damped inverse."""
-    diagonal = energy_II.diagonal()
-    diagonal += _DAMPING * diagonal.mean() + torch.finfo(torch.float32).tiny
-    lower = torch.linalg.cholesky(energy_II)
-    factor: torch.Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return factor
+def _inverse_factor(energy_II: torch.Tensor, order_I: torch.Tensor) -> torch.Tensor:
+    """Return upper U with U^T U the inverse of the damped energy, its inputs in this order.
+
+    With R upper and R R^T the energy, U is the inverse of R; R is the Cholesky factor of the energy
+    with rows and columns reversed. Never more than two matrices of this size beside the energy: a
+    7B model's largest is 0.8 GB.
+    """
+    damping = _DAMPING * energy_II.diagonal().mean() + torch.finfo(torch.float32).tiny
+    reversed_II = torch.empty_like(energy_II)
+    backwards_I = order_I.flip(0)
+    for start in range(0, len(order_I), _ROWS):
+        rows = slice(start, start + _ROWS)
+        reversed_II[rows] = energy_II[backwards_I[rows]][:, backwards_I]
+    reversed_II.diagonal().add_(damping)
+    torch.linalg.cholesky(reversed_II, out=reversed_II)
+    return _invert_lower(reversed_II).flip(0, 1)
+
+
+def _invert_lower(lower_II: torch.Tensor) -> torch.Tensor:
+    """Invert a lower triangular matrix in place, from its last rows up."""
+    size = len(lower_II)
+    for start in reversed(range(0, size, _ROWS)):
+        part, below = slice(start, min(start + _ROWS, size)), slice(min(start + _ROWS, size), size)
+        block = lower_II[part, part]
+        inverse = torch.linalg.solve_triangular(block, torch.eye(len(block)), upper=False)
+        lower_II[part, part] = inverse
+        lower_II[below, part] = -(lower_II[below, below] @ (lower_II[below, part] @ inverse))
+    return lower_II
 
 
 def _round_columns(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvembed_deploy.export.compensate import compensate
+from nvembed_deploy.export.compensate import _inverse_factor, compensate
 from nvembed_deploy.export.formats import Activations, Code, LinearFormat
 from nvembed_deploy.export.quantize import round_nearest
 from tests import factories
@@ -63,3 +63,16 @@ def test_the_energy_and_the_weight_are_left_as_they_were() -> None:
     compensate(weight, energy, FORMS[0])
     assert torch.equal(energy, before)
     np.testing.assert_array_equal(weight, WEIGHT)
+
+
+@pytest.mark.parametrize("size", [70, 512, 1100])
+def test_the_factor_is_that_of_the_damped_inverse(size: int) -> None:
+    x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(0))
+    energy = (x.T @ x) * torch.linspace(0.1, 3, size).outer(torch.linspace(0.1, 3, size))
+    order = energy.diagonal().argsort(descending=True)
+    upper = _inverse_factor(energy, order)
+    damped = energy.double()[order][:, order]
+    damped.diagonal().add_(0.01 * damped.diagonal().mean())
+    assert torch.equal(upper, upper.triu())
+    identity = upper.double().T @ upper.double() @ damped
+    torch.testing.assert_close(identity, torch.eye(size).double(), atol=1e-3, rtol=0)
