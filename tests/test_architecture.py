@@ -40,6 +40,7 @@ TESTED_IN = {
     "export/check_texts": "export/test_check",
     "export/dialect": "export/test_graph",
     "export/engine_add": "commands/test_compile_engine",
+    "export/estimate": "export/test_main",
     "export/formats": "export/test_quantize",
     "export/linear_weights": "export/test_linear",
     "export/nearest": "export/test_linear",

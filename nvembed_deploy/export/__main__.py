@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from nvembed_deploy import cli
 from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import ArtifactError, MissingPackageError, RecipeError
+from nvembed_deploy.export.estimate import estimate, folder_bytes
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.recipe import OPSETS, PRECISIONS, ExportRecipe, load_recipe
-from nvembed_deploy.spec import ModelSpec, PoolerForm
+from nvembed_deploy.spec import PoolerForm
 
 _EXAMPLES = """examples:
   nvembed-deploy export ./NV-Embed-v2 ./nv-embed-v2-fp16
@@ -26,14 +27,6 @@ _EXAMPLES = """examples:
   nvembed-deploy export ./NV-Embed-v2 ./out --precision fp8 --engine tensorrt-rtx --target sm89
   nvembed-deploy export --recipe export/fp16.toml ./NV-Embed-v2 ./out --dry-run
 """
-_WRITTEN_BYTES_PER_SECOND, _FOLDED_FLOPS_PER_SECOND = 240e6, 55e9
-_CHECKED_PARAMETERS_PER_SECOND = 40e6
-_IMPORT_BYTES, _BYTES_PER_PARAMETER = 512 << 20, 10
-"""What --dry-run assumes. Source: docs/numerics.md, full width, 2 cores, fp16: 71 s to write and
-215 s to check 32 layers, 17 s and 40 s for 8, of each 5 s to fold the pooler; 1.28 GiB above the
-imports for the 134M parameters of the largest tensor, whatever the depth."""
-_NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
-"""Disk beside the weights: per node, per weight's name (twice), per token of a built tokenizer."""
 _FILES = (
     LAYOUT.manifest,
     LAYOUT.graph,
@@ -196,7 +189,7 @@ def _progress(quiet: bool) -> Any:  # noqa: ANN401 - imported late
 
 
 def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported late
-    spec, num_bytes = planned.checkpoint.spec, _num_bytes(planned)
+    spec, num_bytes = planned.checkpoint.spec, folder_bytes(planned)
     return {
         "checkpoint": str(planned.checkpoint.path),
         "out": str(out),
@@ -209,42 +202,8 @@ def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported
         "files": list(_FILES) + (["engines/*.plan"] if planned.recipe.engine else []),
         "bytes": num_bytes,
         "num_nodes": len(planned.block.builder.nodes),
-        **_estimates(planned),
+        **asdict(estimate(planned)),
     }
-
-
-def _estimates(planned: Any) -> dict[str, Any]:  # noqa: ANN401 - imported late
-    """Return the peak memory, imports included, and the seconds to write and to check."""
-    sizes = [math.prod(entry.shape) for entry in planned.block.weights]
-    fold = _fold_flops(planned.checkpoint.spec) / _FOLDED_FLOPS_PER_SECOND
-    is_folded = planned.recipe.pooler is PoolerForm.FOLDED
-    writing = planned.num_bytes / _WRITTEN_BYTES_PER_SECOND + (fold if is_folded else 0)
-    return {
-        "peak_ram_bytes": _IMPORT_BYTES + _BYTES_PER_PARAMETER * max(sizes),
-        "seconds": round(writing, 1),
-        "self_check_seconds": round(sum(sizes) / _CHECKED_PARAMETERS_PER_SECOND, 1),
-    }
-
-
-def _fold_flops(spec: ModelSpec) -> int:
-    """Return the operations that fold K into Q and V into the output, for each head and latent."""
-    pooler, hidden = spec.pooler, spec.backbone.hidden_size
-    return 4 * pooler.num_latents * pooler.num_heads * pooler.head_width * hidden
-
-
-def _num_bytes(planned: Any) -> int:  # noqa: ANN401 - imported late
-    """Return the artifact's size: the weights to the byte, what lies beside them nearly."""
-    tokenizer = planned.checkpoint.tokenizer
-    is_built = tokenizer.suffix == ".gguf"
-    vocabulary = planned.checkpoint.spec.backbone.vocab_size
-    copies = 1 if planned.recipe.engine is None else 2
-    return int(
-        planned.num_bytes * copies
-        + _WEIGHT_BYTES * len(planned.block.weights)
-        + _NODE_BYTES * len(planned.block.builder.nodes)
-        + (_TOKEN_BYTES * vocabulary if is_built else tokenizer.stat().st_size)
-        + _JSON_BYTES
-    )
 
 
 def _plan_text(plan: dict[str, Any]) -> str:

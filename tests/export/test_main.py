@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact
-from nvembed_deploy.export.__main__ import _estimates, main
+from nvembed_deploy.export.__main__ import main
+from nvembed_deploy.export.estimate import estimate
 from nvembed_deploy.export.graph import GraphOptions, author_graph
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
@@ -91,7 +93,7 @@ def test_time_and_memory_of_the_full_width_are_told_within_a_half(layers: int) -
     planned = SimpleNamespace(
         checkpoint=SimpleNamespace(spec=spec), recipe=ExportRecipe(), block=block, num_bytes=size
     )
-    told = _estimates(planned)
+    told = asdict(estimate(planned))
     for got, measured in (
         (told["seconds"], writing),
         (told["self_check_seconds"], checking),

@@ -1,0 +1,104 @@
+"""This file owns what an export will take: disk, memory and time, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nvembed_deploy.export.formats import Rounding
+from nvembed_deploy.spec import ModelSpec, PoolerForm
+
+if TYPE_CHECKING:
+    from nvembed_deploy.export.pipeline import Export
+    from nvembed_deploy.export.recipe import ExportRecipe
+
+_WRITTEN_BYTES_PER_SECOND, _FOLDED_FLOPS_PER_SECOND = 240e6, 55e9
+_CHECKED_PARAMETERS_PER_SECOND = 40e6
+_IMPORT_BYTES, _BYTES_PER_PARAMETER = 512 << 20, 10
+"""Source: docs/numerics.md, full width, 2 cores, fp16: 71 s to write and 215 s to check 32 layers,
+17 s and 40 s for 8, of each 5 s to fold the pooler; 1.28 GiB above the imports for the 134M
+parameters of the largest tensor, whatever the depth."""
+_CALIBRATED_FLOPS_PER_SECOND = 100e9
+_TOKENS_OF_LIMIT = 0.5
+"""Source: docs/numerics.md, calibrating a layer of full width on 2 cores. The built-in texts are
+half as long as the limit, on average."""
+_NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
+"""Disk beside the weights: per node, per weight's name (twice), per token of a built tokenizer."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Peak memory with imports, and the seconds to write (and calibrate) and to check."""
+
+    peak_ram_bytes: int
+    seconds: float
+    self_check_seconds: float
+
+
+def estimate(planned: Export) -> Estimate:
+    """Return what a planned export will take on two cores."""
+    sizes = [math.prod(entry.shape) for entry in planned.block.weights]
+    spec, recipe = planned.checkpoint.spec, planned.recipe
+    peak = _BYTES_PER_PARAMETER * max(sizes)
+    seconds = planned.num_bytes / _WRITTEN_BYTES_PER_SECOND
+    if recipe.pooler is PoolerForm.FOLDED:
+        seconds += _fold_flops(spec) / _FOLDED_FLOPS_PER_SECOND
+    if recipe.formats.linear is not None and recipe.rounding is Rounding.COMPENSATED:
+        peak = max(peak, _calibration_bytes(spec, recipe))
+        seconds += _calibration_flops(spec, recipe) / _CALIBRATED_FLOPS_PER_SECOND
+    return Estimate(
+        peak_ram_bytes=_IMPORT_BYTES + peak,
+        seconds=round(seconds, 1),
+        self_check_seconds=round(sum(sizes) / _CHECKED_PARAMETERS_PER_SECOND, 1),
+    )
+
+
+def _fold_flops(spec: ModelSpec) -> int:
+    """Return the operations that fold K into Q and V into the output, for each head and latent."""
+    pooler, hidden = spec.pooler, spec.backbone.hidden_size
+    return 4 * pooler.num_latents * pooler.num_heads * pooler.head_width * hidden
+
+
+def _calibration_bytes(spec: ModelSpec, recipe: ExportRecipe) -> int:
+    """Return a layer and the states of all texts in float32, and two matrices of the widest."""
+    backbone = spec.backbone
+    states = _tokens(recipe) * backbone.hidden_size
+    widest = backbone.intermediate_size**2
+    return int(4 * (_layer_parameters(spec) + states + 2 * widest))
+
+
+def _calibration_flops(spec: ModelSpec, recipe: ExportRecipe) -> int:
+    """Return two passes of all texts, the sums of x x^T, and rounding on their inverses."""
+    backbone = spec.backbone
+    hidden, wide = backbone.hidden_size, backbone.intermediate_size
+    passes = 4 * _tokens(recipe) * _layer_parameters(spec)
+    energies = 2 * _tokens(recipe) * (3 * hidden**2 + wide**2)
+    inverses = 5 * hidden**3 + wide**3
+    rounding = 2 * hidden * _layer_parameters(spec) + 2 * hidden * wide**2
+    return int(backbone.num_layers * (passes + energies + inverses + rounding))
+
+
+def _layer_parameters(spec: ModelSpec) -> int:
+    backbone = spec.backbone
+    heads = backbone.head_width * (2 * backbone.num_heads + 2 * backbone.num_kv_heads)
+    return backbone.hidden_size * (heads + 3 * backbone.intermediate_size)
+
+
+def _tokens(recipe: ExportRecipe) -> float:
+    return _TOKENS_OF_LIMIT * recipe.calibration_texts * recipe.calibration_tokens
+
+
+def folder_bytes(planned: Export) -> int:
+    """Return the artifact's size: the weights to the byte, what lies beside them nearly."""
+    tokenizer = planned.checkpoint.tokenizer
+    is_built = tokenizer.suffix == ".gguf"
+    vocabulary = planned.checkpoint.spec.backbone.vocab_size
+    copies = 1 if planned.recipe.engine is None else 2
+    return int(
+        planned.num_bytes * copies
+        + _WEIGHT_BYTES * len(planned.block.weights)
+        + _NODE_BYTES * len(planned.block.builder.nodes)
+        + (_TOKEN_BYTES * vocabulary if is_built else tokenizer.stat().st_size)
+        + _JSON_BYTES
+    )
