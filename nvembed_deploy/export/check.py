@@ -17,11 +17,12 @@ import onnx_ir as ir
 from nvembed_deploy.errors import GateError, MissingPackageError
 from nvembed_deploy.export.builder import WeightData
 from nvembed_deploy.export.check_texts import check_batches
-from nvembed_deploy.export.formats import Code
+from nvembed_deploy.export.formats import Code, Kernels
 from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_blocks, author_graph
 from nvembed_deploy.export.memory import available_bytes, give_back
 from nvembed_deploy.export.rotation import Rotation
 from nvembed_deploy.model.weights import Weights
+from nvembed_deploy.onnx_session import session_options
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch, Tokenizer
 
@@ -160,7 +161,7 @@ def _oracle(weights: Weights, batches: Sequence[Batch]) -> Any:  # noqa: ANN401 
 
 def _run_whole(weights: Weights, subject: Subject, batches: Sequence[Batch]) -> list[np.ndarray]:
     block = author_graph(weights.spec, _runnable(subject.options))
-    with _Session(block, subject.data) as session:
+    with _Session(block, subject.data, subject.options.kernels) as session:
         return [session.run({name: _input(b, name) for name in INPUTS}) for b in batches]
 
 
@@ -169,7 +170,7 @@ class _BlockRunner:
 
     def __init__(self, weights: Weights, subject: Subject, batches: Sequence[Batch]) -> None:
         self._blocks = iter(author_blocks(weights.spec, _runnable(subject.options)))
-        self._data = subject.data
+        self._data, self._kernels = subject.data, subject.options.kernels
         self._batches = batches
         self._states: list[np.ndarray] = [np.empty(0)] * len(batches)
 
@@ -177,7 +178,7 @@ class _BlockRunner:
         """Run the next block on every batch and return its outputs."""
         block = next(self._blocks)
         names = [value.name or "" for value in block.inputs]
-        with _Session(block, self._data) as session:
+        with _Session(block, self._data, self._kernels) as session:
             self._states = [
                 session.run({n: _input(batch, n, state) for n in names})
                 for batch, state in zip(self._batches, self._states, strict=True)
@@ -188,7 +189,7 @@ class _BlockRunner:
 class _Session:
     """An ONNX Runtime session over a block, through a graph file beside the weights."""
 
-    def __init__(self, block: Block, data: WeightData) -> None:
+    def __init__(self, block: Block, data: WeightData, kernels: Kernels) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
@@ -196,11 +197,16 @@ class _Session:
                 "the self-check needs onnxruntime, which is not installed",
                 "pip install 'nvembed-deploy[onnx]'",
             ) from error
-        options = onnxruntime.SessionOptions()
+        is_for_cpu = kernels is Kernels.CPU
+        options = session_options(is_for_cpu=is_for_cpu)
         options.enable_cpu_mem_arena = False
         # Keep weights mapped from the file in their own precision: folding their casts, or packing
-        # them, would hold a float32 copy of the block, for a graph that runs once.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # them, would hold a float32 copy of the block, for a graph that runs once. Products of
+        # bytes have nothing to widen, and are exact on every processor only when optimised.
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_EXTENDED if is_for_cpu else levels.ORT_DISABLE_ALL
+        )
         options.add_session_config_entry("session.disable_prepacking", "1")
         # Widen a weight when its product is due, not all of a block at its start (0.3 GiB of 7B).
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.onnx_session import session_options
 from nvembed_deploy.text import Batch, Tokenizer, collate
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -87,7 +88,9 @@ def _artifact_states(path: Path) -> States:
         onnx.save(model, str(Path(folder) / LAYOUT.graph))
         _link(path / LAYOUT.weights, Path(folder) / LAYOUT.weights)
         session = onnxruntime.InferenceSession(
-            str(Path(folder) / LAYOUT.graph), providers=["CPUExecutionProvider"]
+            str(Path(folder) / LAYOUT.graph),
+            session_options(is_for_cpu=artifact.manifest.is_for_cpu),
+            ["CPUExecutionProvider"],
         )
         inputs = {i.name: getattr(batch, f"{i.name}_BS") for i in session.get_inputs()}
         states = session.run(names, inputs)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.engine_record import Shape
 from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, MissingPackageError
-from nvembed_deploy.runtimes.cpu_features import lacks_byte_dots
+from nvembed_deploy.onnx_session import session_options
 from nvembed_deploy.runtimes.launch import fill_rows, plan_launches
 from nvembed_deploy.runtimes.onnx_tensorrt import (
     RTX_PROVIDER,
@@ -188,12 +188,6 @@ def _fit(artifact: Artifact, target: _Target) -> _Target:
             f"{artifact.path} is written for the CPU, and device {target.device!r} was asked for",
             "use device='cpu', or export the checkpoint with --precision int8 or fp16",
         )
-    if lacks_byte_dots():
-        logger.warning(
-            "this processor has neither VNNI nor AMX: its 8-bit products saturate, and embeddings "
-            "of %s may be wrong. Export the checkpoint with --precision int8-weight or fp32",
-            artifact.path,
-        )
     return _CPU_TARGET
 
 
@@ -218,23 +212,23 @@ def _count_gpus() -> int:
 def _open_session(
     artifact: Artifact, target: _Target, options: RuntimeOptions
 ) -> ort.InferenceSession:
-    session_options = ort.SessionOptions()
-    session_options.enable_cpu_mem_arena = options.use_arena
-    session_options.enable_mem_pattern = False  # it plans for one shape; ours vary with each batch
+    session = session_options(is_for_cpu=artifact.manifest.is_for_cpu)
+    session.enable_cpu_mem_arena = options.use_arena
+    session.enable_mem_pattern = False  # it plans for one shape; ours vary with each batch
     if options.threads is not None:
-        session_options.intra_op_num_threads = options.threads
+        session.intra_op_num_threads = options.threads
     graph, settings = graph_and_context(artifact, target.kind, options.context_file)
     for key, value in settings.items():
-        session_options.add_session_config_entry(key, value)
+        session.add_session_config_entry(key, value)
     if target.providers[0] == RTX_PROVIDER:
         device = rtx_device(target.index)
-        session_options.add_provider_for_devices([device], rtx_options(artifact))
+        session.add_provider_for_devices([device], rtx_options(artifact))
     if target.providers[0] in (_CUDA, _TENSORRT):
         load_gpu_libraries(tensorrt=target.providers[0] == _TENSORRT)
     try:
         return ort.InferenceSession(
             graph,
-            session_options,
+            session,
             providers=_providers(artifact, target, options),
             enable_fallback=0,  # it prints and goes on with the CPU; `_report_fallback` decides
         )

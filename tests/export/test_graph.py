@@ -13,6 +13,7 @@ import pytest
 from nvembed_deploy.export.builder import WeightData
 from nvembed_deploy.export.graph import INPUTS, OUTPUT, GraphOptions, author_blocks, author_graph
 from nvembed_deploy.model.weights import Weights
+from nvembed_deploy.onnx_session import session_options
 from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
 from tests import factories, reference
 from tests.export.written import weight_file
@@ -41,9 +42,15 @@ def batch(lengths: tuple[int, ...], masked: int = 2) -> dict[str, np.ndarray]:
     return dict(zip(INPUTS, (ids, attention, pool), strict=True))
 
 
-def run(path: Path, inputs: dict[str, np.ndarray], *, as_written: bool = False) -> np.ndarray:
+def run(
+    path: Path,
+    inputs: dict[str, np.ndarray],
+    *,
+    as_written: bool = False,
+    is_for_cpu: bool = False,
+) -> np.ndarray:
     """Run a graph; `as_written` without ONNX Runtime's own rewrites (it rounds inputs of INT4)."""
-    options = onnxruntime.SessionOptions()
+    options = session_options(is_for_cpu=is_for_cpu)
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

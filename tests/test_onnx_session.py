@@ -1,0 +1,48 @@
+"""Tests of nvembed_deploy/onnx_session.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from nvembed_deploy.onnx_session import session_options
+
+INNER, OUTER = 256, 32
+
+
+def product(weight_IO: np.ndarray, op: str) -> ModelProto:
+    """Return a graph of one product of unsigned by signed bytes."""
+    arrays = {
+        "weight": weight_IO,
+        "one": np.float32(1),
+        "ones": np.ones(OUTER, np.float32),
+        "zero": np.uint8(128),
+    }
+    if op == "MatMulInteger":
+        inputs, domain, output = ["codes", "weight", "zero"], "", TensorProto.INT32
+    else:
+        inputs = ["codes", "weight", "one", "ones", "zero"]
+        domain, output = "com.microsoft", TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, ["y"], domain=domain)],
+        "product",
+        [helper.make_tensor_value_info("codes", TensorProto.UINT8, ["rows", INNER])],
+        [helper.make_tensor_value_info("y", output, ["rows", OUTER])],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items() if n in inputs],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("op", ["MatMulInteger", "MatMulIntegerToFloat"])
+def test_products_of_the_largest_bytes_are_exact_on_this_processor(op: str, rows: int) -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.choice(np.array([-127, 127], np.int8), (INNER, OUTER))
+    codes = generator.choice(np.array([0, 255], np.uint8), (rows, INNER))
+    model = product(weight, op).SerializeToString()
+    session = onnxruntime.InferenceSession(model, session_options(is_for_cpu=True))
+    expected = (codes.astype(np.int64) - 128) @ weight
+    np.testing.assert_array_equal(session.run(None, {"codes": codes})[0], expected)
