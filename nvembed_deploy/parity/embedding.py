@@ -58,6 +58,8 @@ class EmbeddingParity:
     """Largest difference of a text alone and in a batch, on the candidate."""
     long_cosine: float
     """Cosine of the two sides on a long text."""
+    brief_cosine: float
+    """Mean of single words."""
     cut_cosine: float
     """The same where the text is cut to few tokens."""
     histogram: list[tuple[float, int]]
@@ -99,8 +101,9 @@ def compare_embeddings(
             candidate_ND[queries] @ index_RD.T, reference_ND[queries] @ index_RD.T
         ),
         batch_drift=_batch_drift(candidate, texts),
-        long_cosine=_cosine_of(candidate, reference, joined, None),
-        cut_cosine=_cosine_of(candidate, reference, joined, _CUT_TOKENS),
+        long_cosine=_cosine_of(candidate, reference, [joined], None),
+        brief_cosine=_cosine_of(candidate, reference, _words(texts), None),
+        cut_cosine=_cosine_of(candidate, reference, [joined], _CUT_TOKENS),
         histogram=_histogram(1 - cosine_N),
         worst=[Worst(float(cosine_N[i]), texts[i].instruction, texts[i].text[:300]) for i in order],
     )
@@ -155,13 +158,21 @@ def _long_text(texts: Sequence[Text]) -> str:
     return " ".join(" ".join(t.text for t in texts[:400]).split()[:_LONG_WORDS])
 
 
-def _cosine_of(candidate: Subject, reference: Subject, text: str, max_tokens: int | None) -> float:
-    """Return the cosine of the two sides on one text, cut to `max_tokens` if given."""
-    one_D, other_D = (
-        side.encoder.encode(text, max_length=max_tokens, show_progress_bar=False).astype(np.float64)
+def _words(texts: Sequence[Text]) -> list[str]:
+    """Return single words: the texts' first."""
+    return sorted({text.text.split()[0] for text in texts if text.text.strip()})[:_BATCH]
+
+
+def _cosine_of(
+    candidate: Subject, reference: Subject, texts: list[str], max_tokens: int | None
+) -> float:
+    """Return the mean cosine of the two sides on texts, cut to `max_tokens` if given."""
+    one_ND, other_ND = (
+        side.encoder.encode(texts, max_length=max_tokens, show_progress_bar=False).astype(float)
         for side in (candidate, reference)
     )
-    return float(one_D @ other_D / max(np.linalg.norm(one_D) * np.linalg.norm(other_D), 1e-30))
+    lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
+    return float(((one_ND * other_ND).sum(1) / np.maximum(lengths_N, 1e-30)).mean())
 
 
 def _mean(cosine_N: NDArray[np.float64]) -> float:

@@ -138,6 +138,7 @@ def _embeddings(verdict: Verdict) -> Iterator[str]:
         ("the same, queries in the reference's index", f"{found.cross_neighbours:.2%}"),
         ("a text alone against in a batch", f"{found.batch_drift:.2e}"),
         ("cosine of a long text", f"{found.long_cosine:.6f}"),
+        ("cosine of single words", f"{found.brief_cosine:.6f}"),
         ("cosine of a cut text", f"{found.cut_cosine:.6f}"),
         ("largest distance of a length from 1", f"{found.norm_drift:.1e}"),
     ):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from nvembed_deploy.errors import ArtifactError
-from nvembed_deploy.model import backbone, pooler
+from nvembed_deploy.model import pooler
 from nvembed_deploy.model.nvembed import NVEmbed, build_model, load_model
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.parity.embedding import compare_embeddings
@@ -138,14 +139,14 @@ def swap_halves(weight: torch.Tensor) -> torch.Tensor:
 
 
 def slide(planter: Planter) -> None:
-    whole = backbone.padding_mask
+    def window(_: object, args: tuple[()], given: dict[str, Any]) -> tuple[tuple[()], dict]:
+        mask_B1SS = given["attention_mask"]
+        place = torch.arange(mask_B1SS.shape[-1])
+        far_SS = (place[:, None] - place[None]).abs() > 64
+        masked = mask_B1SS.masked_fill(far_SS, torch.finfo(mask_B1SS.dtype).min)
+        return args, given | {"attention_mask": masked}
 
-    def windowed(mask_BS: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        place = torch.arange(mask_BS.shape[1])
-        far = (place[:, None] - place[None]).abs() > 24
-        return whole(mask_BS, dtype).masked_fill(far, torch.finfo(dtype).min)
-
-    planter.patch.setattr(backbone, "padding_mask", windowed)
+    planter.model.backbone.decoder.register_forward_pre_hook(window, with_kwargs=True)
 
 
 def tanh_gelu(planter: Planter) -> None:
@@ -185,11 +186,11 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         masked(lambda b: {"pool_mask_BS": b.attention_mask_BS}),
         "only texts with an instruction differ",
     ),
-    "EOS missing": (masked(lose_eos), "all texts differ"),
+    "EOS missing": (masked(lose_eos), "short texts differ most: EOS missing"),
     "last instruction token pooled": (masked(pool_one_more), "texts with an instruction"),
-    "left padding": (masked(pad_left), "padding side"),
-    "wrong rope base": (lambda p: p.respec(rope_theta=1e6), ""),
-    "sliding window": (slide, ""),
+    "left padding": (masked(pad_left), "short texts differ most: EOS missing, padding side"),
+    "wrong rope base": (lambda p: p.respec(rope_theta=1e6), "rope base"),
+    "sliding window": (slide, "sliding window"),
     "tanh instead of erf GELU": (tanh_gelu, "all texts differ a little"),
     "latents not normalised": (
         change_weight("pooler.latent_norm.weight", lambda w: 0.3 * w),
