@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from nvembed_deploy.__main__ import main
 from nvembed_deploy.artifact import open_artifact, read_manifest
-from nvembed_deploy.engine_record import Flavour, Profile, Shape
+from nvembed_deploy.engine_record import EngineFacts, Flavour, Profile, Shape
 from nvembed_deploy.errors import HardwareError, RecipeError
 from nvembed_deploy.export.engine import build_engine, probe
 from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts
@@ -81,6 +81,39 @@ def test_query_key_and_value_are_one_product(exported: Path) -> None:
     per_profile = record.facts.linears["fp16"] / len(record.profiles)
     # One product for q, k and v, one for gate and up.
     assert per_profile < linears - 2 * SPEC.backbone.num_layers
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "code"),
+    [("fp8", "sm89", "fp8"), ("fp8", "sm120", "fp8"), ("int8", "sm89", "int8")],
+)
+def test_rounded_linears_are_products_of_8_bits(
+    checkpoint: Path, tmp_path: Path, precision: str, target: str, code: str
+) -> None:
+    """None falls back to 16 bits; q, k and v may be one product, and gate and up."""
+    facts, layers = build_rounded(checkpoint, tmp_path, precision, target), SPEC.backbone.num_layers
+    assert 4 * layers + 4 <= facts.linears[code] <= 7 * layers + 4  # the pooler has four
+    assert facts.linears["fp16"] <= layers + 2  # rotations, and the mean of the values
+    assert facts.fused_attention == layers
+
+
+@pytest.mark.parametrize(("precision", "code"), [("int8-weight", "int8"), ("int4-weight", "int4")])
+def test_rounded_weights_are_read_in_their_few_bits(
+    checkpoint: Path, tmp_path: Path, precision: str, code: str
+) -> None:
+    """No plan holds them widened."""
+    facts = build_rounded(checkpoint, tmp_path, precision, "sm89")
+    assert facts.linears[code] >= read_manifest(tmp_path / "artifact").linears[code] - 1
+    assert facts.fused_attention == SPEC.backbone.num_layers
+
+
+def build_rounded(checkpoint: Path, folder: Path, precision: str, target: str) -> EngineFacts:
+    """Export with weights to nearest, compile, and return what the plan says of itself."""
+    argv = ["export", str(checkpoint), str(folder / "artifact"), "--precision", precision]
+    assert main([*argv, "--rounding", "nearest"]) == 0
+    link(folder / "artifact", folder)
+    options = EngineOptions(Flavour.RTX, (target,))
+    return build_engine(folder, INPUTS, options, (SHORT,)).record.facts
 
 
 def test_a_damaged_plan_is_found(exported: Path, tmp_path: Path, capsys) -> None:
