@@ -38,15 +38,19 @@ RECIPES = {
     ),
     "int8, not rotated": replace(_INT8, rotate=False),
     "int8, nearest": replace(_INT8, rounding=Rounding.NEAREST),
+    "int8, a range per token": replace(_INT8, activations=Activations.ROW),
     "int8": _INT8,
     "int8-cpu, nearest": replace(_INT8_CPU, rounding=Rounding.NEAREST),
+    "int8-cpu, a range per token": replace(_INT8_CPU, activations=Activations.ROW),
     "int8-cpu": _INT8_CPU,
     "fp8, static ranges": replace(_FP8, activations=Activations.STATIC),
     "fp8, nearest": replace(_FP8, rounding=Rounding.NEAREST),
     "fp8, rotated": replace(_FP8, rotate=True),
     "fp8": _FP8,
+    "fp8, a tenth kept": replace(_FP8, keep_share=0.1),
     "int4-weight, nearest": replace(_INT4_WEIGHT, rounding=Rounding.NEAREST),
     "int4-weight": _INT4_WEIGHT,
+    "int4-weight, a tenth kept": replace(_INT4_WEIGHT, keep_share=0.1),
 }
 _CHARACTERS = 500
 _NEIGHBOURS = 10

@@ -57,23 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "*-weight: 8- or 4-bit weights only",
     )
     parser.add_argument(
-        "--rounding",
-        choices=[r.value for r in Rounding],
-        help="of quantised weights: compensated on calibration texts (default), or nearest",
-    )
-    parser.add_argument(
-        "--keep", action="append", metavar="LINEAR", help="leave it in 16 bit; * matches (repeat)"
-    )
-    parser.add_argument(
-        "--calibration", type=Path, help="JSONL of your own texts: text, and instruction if any"
-    )
-    parser.add_argument(
-        "--ranges",
-        type=Path,
-        metavar="ARTIFACT",
-        help="use its calibrated ranges again, without texts (rounding is then nearest)",
-    )
-    parser.add_argument(
         "--opset",
         type=int,
         choices=OPSETS,
@@ -84,12 +67,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[f.value for f in PoolerForm],
         help="folded: constants multiplied out, exact (default); faithful: as trained, for audits",
     )
+    _add_rounding_arguments(parser)
     _add_engine_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be written; stop")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing artifact")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     cli.add_traceback(parser)
     parser.set_defaults(command=export)
+
+
+def _add_rounding_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rounding",
+        choices=[r.value for r in Rounding],
+        help="of quantised weights: compensated on calibration texts (default), or nearest",
+    )
+    parser.add_argument(
+        "--keep", action="append", metavar="LINEAR", help="leave it in 16 bit; * matches (repeat)"
+    )
+    parser.add_argument(
+        "--keep-share",
+        type=float,
+        metavar="SHARE",
+        help="leave at most this share of the weights in 16 bit, where rounding harms most: 0.1",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, help="JSONL of your own texts: text, and instruction if any"
+    )
+    parser.add_argument(
+        "--ranges",
+        type=Path,
+        metavar="ARTIFACT",
+        help="use its calibrated ranges again, without texts (rounding is then nearest)",
+    )
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +176,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "pooler": args.pooler,
         "rounding": args.rounding,
         "keep": args.keep,
+        "keep_share": args.keep_share,
         "calibration": str(args.calibration) if args.calibration else None,
         "ranges": str(args.ranges) if args.ranges else None,
         "engine": _engine(args),

@@ -23,6 +23,8 @@ _CALIBRATED_FLOPS_PER_SECOND = 100e9
 _TOKENS_OF_LIMIT = 0.5
 """Source: docs/numerics.md, calibrating a layer of full width on 2 cores. The built-in texts are
 half as long as the limit, on average."""
+_KEPT_BYTES = 3
+"""More of a weight that is kept, at most, for one that is rounded: of float32 beside int8."""
 _NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
 """Disk beside the weights: per node, per weight's name (twice), per token of a built tokenizer."""
 
@@ -96,7 +98,7 @@ def folder_bytes(planned: Export) -> int:
     vocabulary = planned.checkpoint.spec.backbone.vocab_size
     copies = 1 if planned.recipe.engine is None else 2
     return int(
-        planned.num_bytes * copies
+        planned.num_bytes * (1 + _KEPT_BYTES * planned.recipe.keep_share) * copies
         + _WEIGHT_BYTES * len(planned.block.weights)
         + _NODE_BYTES * len(planned.block.builder.nodes)
         + (_TOKEN_BYTES * vocabulary if is_built else tokenizer.stat().st_size)

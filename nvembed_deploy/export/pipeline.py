@@ -9,7 +9,9 @@ import datetime
 import importlib.metadata
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +145,16 @@ def run_export(
     with staged_artifact(out_dir, overwrite=overwrite) as stage:
         _write_text_files(export, stage)
         profiles = _profiles(export, stage)
+        blocks = export.checkpoint.spec.backbone.num_layers + 2
+        if export.recipe.keep_share:
+            with progress.step("sensitivity", blocks - 1) as advance:
+                export = _keep_most_harmed(export, stage, partial(advance, 1))
         with progress.step("weights", export.num_bytes) as advance:
             file = _write_weights(export, stage, advance)
         with progress.step("graph", None):
             _write_graph(export.block, file, stage / LAYOUT.graph)
-        blocks = export.checkpoint.spec.backbone.num_layers + 2
         with progress.step("self-check", blocks) as advance:
-            report = _check(export, file, stage, lambda: advance(1))
+            report = _check(export, file, stage, partial(advance, 1))
         manifest = _manifest(export, file, report)
         manifest = add_file_record(stage, manifest, LAYOUT.weights, file.sha256)
         if export.recipe.engine is not None:
@@ -179,17 +184,39 @@ def _write_text_files(export: Export, stage: Path) -> None:
     write_hf_files(stage, spec)
 
 
-def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) -> WeightFile:
+def _keep_most_harmed(export: Export, stage: Path, on_block: Callable[[], None]) -> Export:
+    """Return the export with a share of its weights kept, where rounding harms most."""
+    from nvembed_deploy.export.sensitivity import choose_kept, measure_harm
+
+    recipe = export.recipe
+    batches = _texts(recipe).batches(_tokenizer(export, stage))
+    with _open_linears(export) as linears:
+        harms = measure_harm(linears, recipe.formats, batches, on_block)
+    recipe = replace(recipe, keep=(*recipe.keep, *choose_kept(harms, recipe.keep_share)))
+    block = author_graph(export.checkpoint.spec, graph_options(recipe))
+    return replace(export, recipe=recipe, block=block)
+
+
+def _open_linears(export: Export) -> AbstractContextManager[LinearWeights]:
     recipe, weights = export.recipe, export.weights
     if recipe.rotates:
         weights = RotatedWeights(weights, recipe.seed, recipe.kernels)
-    with open_linears(weights, is_folded=recipe.pooler is PoolerForm.FOLDED) as linears:
+    return open_linears(weights, is_folded=recipe.pooler is PoolerForm.FOLDED)
+
+
+def _texts(recipe: ExportRecipe) -> Calibration:
+    path = Path(recipe.calibration) if recipe.calibration else None
+    return Calibration(path, recipe.calibration_texts, recipe.calibration_tokens, recipe.seed)
+
+
+def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) -> WeightFile:
+    with _open_linears(export) as linears:
         quantizer, facts = _quantizer(export, stage, linears)
         path = stage / LAYOUT.weights
         file = write_weights(path, export.block.weights, linears, quantizer, on_bytes=advance)
     if quantizer is not None and facts is not None:
         source, ranges = _source(export.checkpoint)["sha256"], dict(quantizer.ranges)
-        record = CalibrationRecord(source, recipe.rotation, facts, ranges)
+        record = CalibrationRecord(source, export.recipe.rotation, facts, ranges)
         record.write(stage / LAYOUT.calibration)
     return file
 
@@ -208,8 +235,7 @@ def _quantizer(
         return NearestQuantizer(linears, recipe.formats, ranges), None
     from nvembed_deploy.export.calibrate import CompensatingQuantizer
 
-    path = Path(recipe.calibration) if recipe.calibration else None
-    texts = Calibration(path, recipe.calibration_texts, recipe.calibration_tokens, recipe.seed)
+    texts = _texts(recipe)
     batches = texts.batches(_tokenizer(export, stage))
     return CompensatingQuantizer(linears, recipe.formats, batches), texts.facts(batches)
 

@@ -42,6 +42,8 @@ class ExportRecipe:
     rotate: bool | None = None
     rounding: Rounding = Rounding.COMPENSATED
     keep: tuple[str, ...] = ()
+    keep_share: float = 0.0
+    """At most this share of the linears' weights is kept too: where rounding harms most."""
     calibration: str | None = None
     calibration_texts: int = 256
     calibration_tokens: int = 128
@@ -101,6 +103,7 @@ class ExportRecipe:
             "rotate": self.rotates,
             "rounding": self.rounding.value,
             "keep": list(self.keep),
+            "keep_share": self.keep_share,
             "seed": self.seed,
         }
         if self.rounding is Rounding.NEAREST:
@@ -163,6 +166,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "calibration": (str, "the path of a JSONL file"),
     "ranges": (str, "the folder of a calibrated artifact"),
     "rotate": (bool, "true or false"),
+    "keep_share": (float, "a share from 0 to below 1, as 0.1"),
     "calibration_texts": (int, "a whole number of at least 1"),
     "calibration_tokens": (int, "a whole number of at least 1"),
     "seed": (int, "a whole number of at least 0"),
@@ -171,7 +175,10 @@ _KINDS: dict[str, tuple[type, str]] = {
 
 def _wrong_kind(key: str, value: Any) -> str | None:  # noqa: ANN401 - TOML data
     kind, expected = _KINDS.get(key, (object, ""))
-    is_wrong = kind is not object and type(value) is not kind
+    if kind is float:
+        is_wrong = type(value) not in (int, float) or not 0 <= value < 1
+    else:
+        is_wrong = kind is not object and type(value) is not kind
     if is_wrong or (kind is int and value < (0 if key == "seed" else 1)):
         return f"{key} is {value!r}, expected {expected}"
     return None
@@ -202,6 +209,8 @@ def _contradictions_of_ranges(clean: dict[str, Any]) -> list[str]:
     """Ranges that are there need no texts: rounding is nearest."""
     texts = sorted({"calibration", "calibration_texts", "calibration_tokens"} & set(clean))
     mistakes = [f"ranges with {', '.join(texts)}"] if texts else []
+    if clean.get("keep_share"):
+        mistakes.append("ranges with keep_share, which is measured on texts (name them in keep)")
     if clean.setdefault("rounding", Rounding.NEAREST) is Rounding.COMPENSATED:
         mistakes.append("ranges with rounding 'compensated', which finds its own")
     return mistakes
@@ -221,6 +230,7 @@ _QUANTIZED_KEYS = {
     "rotate",
     "rounding",
     "keep",
+    "keep_share",
     "calibration",
     "calibration_texts",
     "calibration_tokens",

@@ -13,7 +13,7 @@ from nvembed_deploy import load_encoder
 from nvembed_deploy.artifact import hash_file, read_manifest
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.export.pipeline import plan_export, run_export
-from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.model.names import released_name
 from nvembed_deploy.spec import Precision
@@ -75,3 +75,25 @@ def test_a_damaged_tensor_stops_the_export_and_nothing_is_left(tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"down_proj.*model-00001.*inf at \(3, 4\)"):
         run_export(plan_export(checkpoint, FP32), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_a_share_of_16_bit_is_kept_and_brings_the_vectors_nearer(
+    tmp_path: Path, tiny_assembled: Path, tiny_artifact: Path
+) -> None:
+    with load_encoder(tiny_artifact, "onnx") as encoder:
+        exact = encoder.encode(TEXTS)
+    errors, linears = {}, {}
+    for share in (0.0, 0.3):
+        values = {"precision": "int8", "rounding": "nearest", "keep_share": share}
+        out = tmp_path / str(share)
+        manifest = run_export(plan_export(tiny_assembled, load_recipe(None, values)), out)
+        linears[share] = manifest.linears
+        with load_encoder(out, "onnx") as encoder:
+            errors[share] = 1 - float((encoder.encode(TEXTS) * exact).sum(1).mean())
+    assert errors[0.3] < errors[0.0]
+    kept = len(read_manifest(tmp_path / "0.3").recipe["keep"])
+    assert kept > 0
+    assert linears[0.3] == {
+        "fp16": linears[0.0]["fp16"] + kept,
+        "int8": linears[0.0]["int8"] - kept,
+    }

@@ -46,6 +46,9 @@ FAULTS = {
     "opset as a truth": ("opset = true", ["opset is True"]),
     "pooler": ("pooler = 'mean'", ["pooler is 'mean'", "['faithful', 'folded']"]),
     "path of a wrong kind": ("checkpoint = 3", ["checkpoint is 3", "a path"]),
+    "keep_share of all": ("precision = 'int8'\nkeep_share = 1", ["keep_share is 1", "below 1"]),
+    "keep_share as a text": ("precision = 'fp8'\nkeep_share = '0.1'", ["keep_share is '0.1'"]),
+    "keep_share without rounding": ("keep_share = 0.1", ["keep_share without a precision"]),
     "several": (
         "a = 1\nopset = 1\npooler = 'x'",
         ["unknown key 'a'", "opset is 1", "pooler is 'x'"],

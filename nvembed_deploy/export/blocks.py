@@ -1,0 +1,122 @@
+"""This file owns running the float model block by block on texts, its linears as the graph's.
+
+Only one block is in memory. Shapes: B batch, S sequence, D hidden, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from nvembed_deploy.export.formats import Formats
+from nvembed_deploy.export.graph_linear import GraphLinear
+from nvembed_deploy.export.linear_weights import LinearWeights
+from nvembed_deploy.export.rotation import UNROTATE, RotatedWeights
+from nvembed_deploy.model.backbone import padding_mask
+from nvembed_deploy.model.nvembed import NVEmbed
+from nvembed_deploy.spec import PoolerForm
+from nvembed_deploy.text import Batch
+
+States = list[torch.Tensor]
+"""Of each batch, [B, S, D]."""
+Weigh = Callable[[torch.Tensor], None]
+"""Told how much each token of the next batch counts, [B, S, 1]; padding not at all."""
+
+
+class Blocks:
+    """The model's blocks, loaded when they are asked for."""
+
+    def __init__(self, linears: LinearWeights, formats: Formats, batches: Sequence[Batch]) -> None:
+        """Take the model's linears (rotated or not), their formats, and the texts."""
+        self.batches, self.spec = batches, linears.weights.spec
+        self._linears, self._formats = linears, formats
+        with torch.device("meta"):
+            self._model = NVEmbed(self.spec, PoolerForm.FOLDED)
+
+    def embed(self) -> States:
+        """Return the embeddings of all tokens."""
+        name, weights = "backbone.embed_tokens.weight", self._linears.weights
+        states = []
+        for batch in self.batches:
+            ids, inverse = np.unique(batch.input_ids_BS, return_inverse=True)
+            rows = np.concatenate([weights.read_float32(name, slice(i, i + 1)) for i in ids])
+            states.append(torch.from_numpy(rows[inverse.reshape(batch.input_ids_BS.shape)]))
+        return states
+
+    def layer(self, index: int) -> nn.Module:
+        """Return a layer of the decoder."""
+        meta = self._model.backbone.decoder.layers[index]
+        return self._module(meta, f"backbone.layers.{index}.")
+
+    def through(
+        self, layer: nn.Module, states: States, weigh: Weigh | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield each batch's next states, so that no more than one batch has both.
+
+        A token counts by how small its state is: an error beside a massive state is nothing.
+        """
+        decoder = self._model.backbone.decoder
+        rotary = type(decoder.rotary_emb)(decoder.config)
+        for hidden, batch in zip(states, self.batches, strict=True):
+            mask = torch.from_numpy(batch.attention_mask_BS)
+            if weigh is not None:
+                weigh(mask[..., None] / hidden.square().mean(-1, keepdim=True).sqrt())
+            positions = torch.arange(hidden.shape[1])[None]
+            yield layer(
+                hidden,
+                attention_mask=padding_mask(mask, hidden.dtype),
+                position_ids=positions,
+                position_embeddings=rotary(hidden, positions),
+            )
+
+    def normed(self, states: States) -> States:
+        """Return the decoder's output: normed, and rotated back."""
+        norm = self._module(self._model.backbone.decoder.norm, "backbone.norm.")
+        if not isinstance(self._linears.weights, RotatedWeights):
+            return [norm(hidden) for hidden in states]
+        back_DD = torch.from_numpy(self._linears.load(UNROTATE))
+        return [norm(hidden) @ back_DD.T for hidden in states]
+
+    def pooler(self) -> nn.Module:
+        """Return the folded pooler."""
+        return self._module(self._model.pooler, "pooler.")
+
+    def pool(
+        self, pooler: nn.Module, states: States, weigh: Weigh | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield each batch's embeddings [B, D]."""
+        for hidden, batch in zip(states, self.batches, strict=True):
+            mask = torch.from_numpy(batch.pool_mask_BS)
+            if weigh is not None:
+                weigh(mask[..., None].float())
+            yield pooler(hidden, mask)
+
+    def _module(self, meta: nn.Module, prefix: str) -> nn.Module:
+        """Return a module of the model with its weights, each linear as the graph will have it."""
+        module = copy.deepcopy(meta)
+        for tail, linear in [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]:
+            module.set_submodule(tail, self._linear(prefix + tail, linear.bias is not None))
+        module = module.to_empty(device="cpu").float().eval()
+        for key, parameter in module.named_parameters():
+            read = self._linears.weights.read_float32(prefix + key)
+            parameter.copy_(torch.from_numpy(read))
+        return module
+
+    def _linear(self, name: str, has_bias: bool) -> GraphLinear:
+        weight_OI = self._linears.load(name)
+        linear = GraphLinear(name, weight_OI, self._formats.of(name, weight_OI.shape[1]))
+        if has_bias:
+            linear.bias = torch.from_numpy(self._linears.weights.read_float32(name + ".bias"))
+        weights = self._linears.weights
+        if isinstance(weights, RotatedWeights) and name.endswith("down_proj"):
+            linear.features = torch.from_numpy(weights.features)
+        return linear
+
+
+def linears_of(module: nn.Module) -> list[GraphLinear]:
+    """Return a block's linears."""
+    return [m for m in module.modules() if isinstance(m, GraphLinear)]
