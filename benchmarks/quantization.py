@@ -47,6 +47,7 @@ RECIPES = {
     "fp8, nearest": replace(_FP8, rounding=Rounding.NEAREST),
     "fp8, rotated": replace(_FP8, rotate=True),
     "fp8": _FP8,
+    "fp8, attention too": replace(_FP8, fp8_attention=True),
     "fp8, a tenth kept": replace(_FP8, keep_share=0.1),
     "int4-weight, nearest": replace(_INT4_WEIGHT, rounding=Rounding.NEAREST),
     "int4-weight": _INT4_WEIGHT,

@@ -47,6 +47,7 @@ TESTED_IN = {
     "export/linear_weights": "export/test_linear",
     "export/nearest": "export/test_linear",
     "export/pooler": "export/test_graph",
+    "export/provenance": "export/test_pipeline",
     "export/quantized": "export/test_quantize",
     "export/memory": "export/test_check",
     "export/weight_file": "e2e/test_checkpoint_to_encoder",

@@ -86,6 +86,12 @@ def _add_rounding_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep", action="append", metavar="LINEAR", help="leave it in 16 bit; * matches (repeat)"
     )
     parser.add_argument(
+        "--fp8-attention",
+        action="store_true",
+        default=None,
+        help="with --precision fp8: attention in FP8 too; engines then take 32 tokens and more",
+    )
+    parser.add_argument(
         "--keep-share",
         type=float,
         metavar="SHARE",
@@ -177,6 +183,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "rounding": args.rounding,
         "keep": args.keep,
         "keep_share": args.keep_share,
+        "fp8_attention": args.fp8_attention,
         "calibration": str(args.calibration) if args.calibration else None,
         "ranges": str(args.ranges) if args.ranges else None,
         "engine": _engine(args),

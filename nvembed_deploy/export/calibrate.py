@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nvembed_deploy.export.blocks import Blocks, linears_of
-from nvembed_deploy.export.calibration_record import InputRange
+from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.compensate import compensate
 from nvembed_deploy.export.formats import Activations, Code, Formats
 from nvembed_deploy.export.graph_linear import GraphLinear, first_of, is_shared
@@ -36,19 +36,22 @@ class _Inputs:
     energy: dict[str, torch.Tensor] = field(default_factory=dict)
     seen: dict[str, SeenInputs] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, float] = field(default_factory=dict)
+    """The largest absolute output of each linear."""
 
     def weigh(self, token_weights_BS1: torch.Tensor) -> None:
         """Take how much the tokens of the next batch count."""
         self.token_weights_BS1 = token_weights_BS1
 
-    def add(self, name: str, x: torch.Tensor) -> None:
+    def add(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add a batch of inputs [B, S, I], or of pooled features [B, I], of a linear."""
-        if first_of(name) != name:
-            return
         weights_N1 = torch.ones(len(x), 1)
         if x.dim() == self.token_weights_BS1.dim():
             kept = self.token_weights_BS1[..., 0] > 0
-            x, weights_N1 = x[kept], self.token_weights_BS1[kept]
+            x, y, weights_N1 = x[kept], y[kept], self.token_weights_BS1[kept]
+        self.outputs[name] = max(self.outputs.get(name, 0.0), float(y.abs().max()))
+        if first_of(name) != name:
+            return
         if not name.endswith(_ADD_TO_STATES):
             weights_N1 = torch.ones_like(weights_N1)
         self.seen.setdefault(name, SeenInputs()).add(x, weights_N1)
@@ -79,7 +82,7 @@ class CompensatingQuantizer:
         self._blocks = Blocks(linears, formats, batches)
         self._rounded = self._run()
         self._ready: dict[str, Quantized] = {}
-        self.ranges: dict[str, InputRange] = {}
+        self.ranges: dict[str, LinearRange] = {}
 
     def __call__(self, name: str) -> Quantized:
         """Return the quantised weight of the linear `name`, running on to its block."""
@@ -108,7 +111,11 @@ class CompensatingQuantizer:
         deque(run(inputs), maxlen=0)
         rounded = {linear.name: _quantized(linear, inputs) for linear in linears}
         self.ranges |= {
-            linear.name: InputRange(inputs.seen[first_of(linear.name)].largest, linear.input_scale)
+            linear.name: LinearRange(
+                inputs.seen[first_of(linear.name)].largest,
+                linear.input_scale,
+                inputs.outputs[linear.name],
+            )
             for linear in linears
         }
         return {name: quantized for name, quantized in rounded.items() if quantized is not None}

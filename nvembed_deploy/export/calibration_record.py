@@ -16,14 +16,16 @@ from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.errors import ArtifactError, RecipeError
 
 
-class InputRange(NamedTuple):
-    """Of a linear's input: the largest absolute value seen, and its scale if the range is static.
+class LinearRange(NamedTuple):
+    """Of a linear: the largest absolute input seen, and its scale if the range is static.
 
-    The scale is a float16 value; a code times the scale is the input.
+    The scale is a float16 value; a code times the scale is the input. `output` is the largest
+    absolute output, where calibration kept it (FP8 attention has its ranges from there).
     """
 
     largest: float
     scale: float | None
+    output: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class CalibrationRecord:
     checkpoint: dict[str, str]
     rotation: int | None
     texts: TextFacts
-    ranges: dict[str, InputRange]
+    ranges: dict[str, LinearRange]
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -66,7 +68,9 @@ class CalibrationRecord:
         try:
             data: Any = json.loads(path.read_text(encoding="utf-8"))
             ranges = {
-                name: InputRange(float(found["largest"]), _scale(found["scale"]))
+                name: LinearRange(
+                    float(found["largest"]), _number(found["scale"]), _number(found.get("output"))
+                )
                 for name, found in data["ranges"].items()
             }
             texts = TextFacts(**data["texts"])
@@ -82,7 +86,11 @@ class CalibrationRecord:
             ) from error
 
     def check(
-        self, checkpoint: dict[str, str], rotation: int | None, static: Sequence[str]
+        self,
+        checkpoint: dict[str, str],
+        rotation: int | None,
+        static: Sequence[str],
+        outputs: Sequence[str] = (),
     ) -> None:
         """Refuse to be used for another model than the one whose ranges these are.
 
@@ -90,6 +98,7 @@ class CalibrationRecord:
             checkpoint: as `self.checkpoint`.
             rotation: as `self.rotation`.
             static: the linears that need a scale.
+            outputs: those whose largest output is needed.
 
         Raises:
             RecipeError: checkpoint or rotation differ, or a linear has no scale.
@@ -102,14 +111,15 @@ class CalibrationRecord:
             problem = f"rotation has seed {rotation} here, and {self.rotation} there (None: not)"
         else:
             missing = [n for n in static if n not in self.ranges or not self.ranges[n].scale]
+            missing += [n for n in outputs if n not in self.ranges or not self.ranges[n].output]
             if not missing:
                 return
-            problem = f"{len(missing)} linears have no static range there, as {missing[0]}"
+            problem = f"{len(missing)} linears have no such range there, as {missing[0]}"
         raise RecipeError(
             f"ranges cannot be used again: {problem}",
             "remove ranges, so that the export is calibrated; or give the recipe they are from",
         )
 
 
-def _scale(value: Any) -> float | None:  # noqa: ANN401 - JSON
+def _number(value: Any) -> float | None:  # noqa: ANN401 - JSON
     return None if value is None else float(value)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nvembed_deploy.artifact import LAYOUT, Artifact, open_artifact, record_engine
-from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile
+from nvembed_deploy.artifact import LAYOUT, open_artifact, record_engine
+from nvembed_deploy.engine_record import EngineRecord, Flavour
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.export.engine import build_engine, probe
 from nvembed_deploy.export.engine_options import (
@@ -22,7 +22,7 @@ from nvembed_deploy.export.engine_options import (
     GraphFacts,
     check_engine,
 )
-from nvembed_deploy.export.engine_profiles import default_profiles, profiles_for, read_lengths
+from nvembed_deploy.export.engine_profiles import choose_profiles
 from nvembed_deploy.export.formats import Code
 from nvembed_deploy.filelock import lock
 from nvembed_deploy.manifest import Manifest
@@ -65,7 +65,10 @@ def add_engine(
         there = artifact.manifest.engines.get(name)
         if there is not None and there.version == version and not overwrite:
             return name, there, False
-        built = build_engine(path, _INPUTS, options, _profiles(artifact, options), advance)
+        spec = artifact.manifest.spec
+        tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
+        profiles = choose_profiles(options, facts, spec, tokenizer)
+        built = build_engine(path, _INPUTS, options, profiles, advance)
         record_engine(path, built.name, built.record, built.sha256)
     return built.name, built.record, True
 
@@ -74,24 +77,14 @@ def graph_facts(manifest: Manifest) -> GraphFacts:
     """Return what decides whether an artifact's graph can be built."""
     code = next((code for code in Code if code.value in manifest.linears), None)
     width = manifest.spec.backbone.head_width
-    return GraphFacts(manifest.precision, manifest.opset, width, code)
+    fp8_attention = manifest.recipe.get("fp8_attention") is True
+    return GraphFacts(manifest.precision, manifest.opset, width, code, fp8_attention)
 
 
 def _engine_name(options: EngineOptions, version: str) -> str:
     here = () if options.flavour is Flavour.RTX else (gpu_target() or PORTABLE,)
     targets = options.targets or here or (PORTABLE,)
     return f"{LAYOUT.engines}/{options.flavour}-{version}-{'-'.join(targets)}.plan"
-
-
-def _profiles(artifact: Artifact, options: EngineOptions) -> tuple[Profile, ...]:
-    if options.profiles:
-        return options.profiles
-    spec = artifact.manifest.spec
-    most = min(spec.text.max_tokens, spec.backbone.max_positions)
-    if options.profile_from is None:
-        return default_profiles(most)
-    tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
-    return profiles_for(read_lengths(Path(options.profile_from), tokenizer), most)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ PORTABLE = "portable"
 """One plan for every GPU from SM80 on that TensorRT for RTX knows; what no target means."""
 COMPATIBILITIES = ("ampere_plus", "same_compute_capability")
 _FP8_FROM, _AMPERE, _ATTENTION_OPSET = 89, 80, 23
+_SHORTEST, _FP8_ATTENTION_TOKENS, _FP8_ATTENTION_WIDTHS = 2, 32, (64, 128, 256)
+"""BOS and EOS, as a profile from 1 token on is not fused; in FP8 neither is one from 31 on."""
 _HEAD_WIDTHS = range(16, 257, 8)
 """Widths that the fused attention kernels take; beyond them the Attention operator fails."""
 
@@ -58,6 +60,12 @@ class GraphFacts:
     head_width: int
     code: Code | None = None
     """Of quantised linears."""
+    fp8_attention: bool = False
+
+    @property
+    def shortest(self) -> int:
+        """Tokens that a profile begins at: fewer cost TensorRT its fused attention."""
+        return _FP8_ATTENTION_TOKENS if self.fp8_attention else _SHORTEST
 
 
 def engine_options(table: Any) -> tuple[EngineOptions | None, str | None]:  # noqa: ANN401 - TOML
@@ -93,6 +101,7 @@ def check_engine(options: EngineOptions, graph: GraphFacts) -> None:
     else:
         _check_tensorrt(options)
     _check_attention(graph)
+    _check_fp8_attention(options, graph)
 
 
 def _check_rtx(options: EngineOptions, graph: GraphFacts) -> None:
@@ -167,6 +176,24 @@ def _check_attention(graph: GraphFacts) -> None:
             f"{problem}, and opset {graph.opset} leaves it no other way",
             "export with --opset 20: attention as elementary operators",
         )
+
+
+def _check_fp8_attention(options: EngineOptions, graph: GraphFacts) -> None:
+    if not graph.fp8_attention:
+        return
+    if graph.head_width not in _FP8_ATTENTION_WIDTHS:
+        raise RecipeError(
+            f"no FP8 attention kernel takes heads that are {graph.head_width} wide, only "
+            f"{', '.join(map(str, _FP8_ATTENTION_WIDTHS))}",
+            "export without --fp8-attention",
+        )
+    for profile in options.profiles:
+        if profile.min.sequence < graph.shortest:
+            raise RecipeError(
+                f"profile {profile.name!r} begins at {profile.min.sequence} tokens, and FP8 "
+                f"attention is fused from {graph.shortest} on",
+                f"begin it at {graph.shortest}: shorter texts are padded to it",
+            )
 
 
 def _flavour(value: object) -> Flavour:

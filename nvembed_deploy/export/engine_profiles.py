@@ -12,28 +12,46 @@ from pathlib import Path
 
 from nvembed_deploy.engine_record import Profile, Shape
 from nvembed_deploy.export.calibration_texts import read_texts
+from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts
+from nvembed_deploy.spec import ModelSpec
 from nvembed_deploy.text import Tokenizer
 
 BUDGET_TOKENS = 8192
 """Tokens in a batch at which a GPU is busy; a throughput profile is tuned for as many."""
-_SHORTEST = 2
-"""BOS and EOS. A profile from 1 token on costs TensorRT some of its fused kernels."""
 _LATENCY_BATCH, _THROUGHPUT_BATCH, _LONG_BATCH = 8, 64, 4
 _SHORT_TOKENS, _TYPICAL_TOKENS = 512, 128
 _GRAIN = 64
 """Longest lengths are rounded up to a multiple of it, so that one more word still fits."""
 
 
-def default_profiles(max_tokens: int) -> tuple[Profile, ...]:
+def choose_profiles(
+    options: EngineOptions, graph: GraphFacts, spec: ModelSpec, tokenizer: Tokenizer
+) -> tuple[Profile, ...]:
+    """Return the profiles asked for, those of the texts named, or the built-in ones.
+
+    Raises:
+        RecipeError: the texts cannot be read.
+    """
+    if options.profiles:
+        return options.profiles
+    most = min(spec.text.max_tokens, spec.backbone.max_positions)
+    if options.profile_from is None:
+        return default_profiles(most, graph.shortest)
+    lengths = read_lengths(Path(options.profile_from), tokenizer)
+    return profiles_for(lengths, most, graph.shortest)
+
+
+def default_profiles(max_tokens: int, shortest: int) -> tuple[Profile, ...]:
     """Return the profiles for texts of unknown lengths.
 
     Args:
         max_tokens: most tokens of a text.
+        shortest: tokens they begin at.
     """
-    return _profiles(_TYPICAL_TOKENS, _SHORT_TOKENS, max_tokens)
+    return _profiles(_TYPICAL_TOKENS, _SHORT_TOKENS, max_tokens, shortest)
 
 
-def profiles_for(lengths: Sequence[int], max_tokens: int) -> tuple[Profile, ...]:
+def profiles_for(lengths: Sequence[int], max_tokens: int, shortest: int) -> tuple[Profile, ...]:
     """Return profiles for texts of known lengths.
 
     They are tuned for the median. The short ones reach the 99th percentile, the long one all that
@@ -42,10 +60,11 @@ def profiles_for(lengths: Sequence[int], max_tokens: int) -> tuple[Profile, ...]
     Args:
         lengths: tokens of each text, instruction included.
         max_tokens: most tokens of a text.
+        shortest: tokens they begin at.
     """
-    ordered = sorted(min(max(length, _SHORTEST), max_tokens) for length in lengths)
+    ordered = sorted(min(max(length, shortest), max_tokens) for length in lengths)
     median, most = (ordered[(len(ordered) - 1) * part // 100] for part in (50, 99))
-    return _profiles(median, -(-most // _GRAIN) * _GRAIN, max_tokens)
+    return _profiles(median, -(-most // _GRAIN) * _GRAIN, max_tokens, shortest)
 
 
 def read_lengths(path: Path, tokenizer: Tokenizer) -> list[int]:
@@ -60,8 +79,8 @@ def read_lengths(path: Path, tokenizer: Tokenizer) -> list[int]:
     ]
 
 
-def _profiles(typical: int, short: int, max_tokens: int) -> tuple[Profile, ...]:
-    short, low = min(short, max_tokens), min(_SHORTEST, max_tokens)
+def _profiles(typical: int, short: int, max_tokens: int, shortest: int) -> tuple[Profile, ...]:
+    short, low = min(short, max_tokens), min(shortest, max_tokens)
     typical = min(typical, short)
     many = max(1, min(_THROUGHPUT_BATCH, BUDGET_TOKENS // typical))
     latency = Profile("latency", Shape(1, low), Shape(1, typical), Shape(_LATENCY_BATCH, short))

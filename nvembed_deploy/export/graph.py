@@ -17,8 +17,9 @@ import onnx_ir as ir
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder, WeightEntry
 from nvembed_deploy.export.cpu_linear import CpuLinearWriter
-from nvembed_deploy.export.dialect import DIALECTS, DROPPED, Angles, CpuDialect
+from nvembed_deploy.export.dialect import DIALECTS, DROPPED, Angles, CpuDialect, Projected
 from nvembed_deploy.export.formats import Formats, Kernels
+from nvembed_deploy.export.fp8_attention import Fp8AttentionDialect
 from nvembed_deploy.export.linear import LinearWriter
 from nvembed_deploy.export.pooler import PoolerWriter, unit_length
 from nvembed_deploy.export.rotation import UNROTATE, feature_block, hadamard
@@ -44,6 +45,7 @@ class GraphOptions:
     formats: Formats = field(default_factory=Formats)
     rotates: bool = False
     kernels: Kernels = Kernels.STANDARD
+    fp8_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class _Author:
         is_standard = options.kernels is Kernels.STANDARD
         self.linear = (LinearWriter if is_standard else CpuLinearWriter)(self.b, options.formats)
         dialect = DIALECTS[options.opset] if is_standard else CpuDialect
+        dialect = Fp8AttentionDialect if options.fp8_attention else dialect
         self.dialect = dialect(self.b, spec.backbone)
 
     def mask_input(self, name: str) -> ir.Value:
@@ -191,12 +194,13 @@ class _Author:
         query, key = spec.num_heads * spec.head_width, spec.num_kv_heads * spec.head_width
         with b.scope(f"layers.{index}"):
             normal = self.b.narrow(self.rms_norm(hidden_BSD, prefix + "input_layernorm.weight"))
-            qkv = (
+            projected = Projected(
                 self.linear(normal, prefix + "self_attn.q_proj", (hidden, query)),
                 self.linear(normal, prefix + "self_attn.k_proj", (hidden, key)),
                 self.linear(normal, prefix + "self_attn.v_proj", (hidden, key)),
+                prefix + "self_attn.",
             )
-            mixed = self.dialect.attention(qkv, mask, angles)
+            mixed = self.dialect.attention(projected, mask, angles)
             update = self.linear(mixed, prefix + "self_attn.o_proj", (query, hidden))
             hidden_BSD = b.op("Add", hidden_BSD, self.b.widen(update))
             normal = self.b.narrow(

@@ -22,10 +22,10 @@ _SHARING_WITH = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
 
 class Observer(Protocol):
-    """Sees the inputs of linears."""
+    """Sees what goes into linears and what comes out."""
 
-    def add(self, name: str, x: torch.Tensor) -> None:
-        """Take a batch of inputs [.., I] of the linear `name`."""
+    def add(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Take a batch of inputs [.., I] of the linear `name`, and of its outputs [.., O]."""
 
 
 class GraphLinear(nn.Module):
@@ -46,9 +46,10 @@ class GraphLinear(nn.Module):
             x = (x.reshape(-1, len(self.features)) @ self.features).reshape(x.shape)
         if self.form is not None:
             x = self._rounded(x, self.form)
+        y = functional.linear(x, self.weight_OI, self.bias)
         if self.observer is not None:
-            self.observer.add(self.name, x)
-        return functional.linear(x, self.weight_OI, self.bias)
+            self.observer.add(self.name, x, y)
+        return y
 
     def _rounded(self, x: torch.Tensor, form: LinearFormat) -> torch.Tensor:
         if form.activations is Activations.ROW:

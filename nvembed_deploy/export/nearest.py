@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from nvembed_deploy.export.calibration_record import InputRange
+from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.formats import Activations, Formats
 from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.quantize import round_nearest
@@ -17,7 +17,7 @@ class NearestQuantizer:
 
     linears: LinearWeights
     formats: Formats
-    ranges: dict[str, InputRange] = field(default_factory=dict)
+    ranges: dict[str, LinearRange] = field(default_factory=dict)
     """Found by an earlier calibration; needed where inputs have static ranges."""
 
     def __call__(self, name: str) -> Quantized:

@@ -6,7 +6,6 @@ checkpoint -> merged weights -> graph -> weight file -> self-check -> manifest -
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,13 +18,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-import nvembed_deploy
 from nvembed_deploy.artifact import (
     LAYOUT,
     Manifest,
     WeightsSize,
     add_file_record,
-    hash_file,
     staged_artifact,
     write_manifest,
 )
@@ -36,15 +33,22 @@ from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
 from nvembed_deploy.export.engine import build_engine, probe
 from nvembed_deploy.export.engine_options import GraphFacts, check_engine
-from nvembed_deploy.export.engine_profiles import default_profiles, profiles_for, read_lengths
+from nvembed_deploy.export.engine_profiles import choose_profiles
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_graph
 from nvembed_deploy.export.hf_files import write_hf_files
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
 from nvembed_deploy.export.progress import Progress, SilentProgress
+from nvembed_deploy.export.provenance import source_of, tool_versions
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.export.rotation import RotatedWeights, Rotation
-from nvembed_deploy.export.weight_file import INPUT_SCALE, Quantizer, WeightFile, write_weights
+from nvembed_deploy.export.weight_file import (
+    INPUT_SCALE,
+    OUTPUT_SCALE,
+    Quantizer,
+    WeightFile,
+    write_weights,
+)
 from nvembed_deploy.model.weights import Weights, open_weights
 from nvembed_deploy.spec import PoolerForm
 from nvembed_deploy.text import Tokenizer
@@ -55,7 +59,6 @@ _LINEAR_NAMES = {
     "bfloat16": "bf16",
     "float8e4m3fn": "fp8",
 }
-_TOOLS = ("nvembed-deploy", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers", "torch")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Export:
         """What decides whether an engine can be built."""
         recipe, linear = self.recipe, self.recipe.formats.linear
         width = self.checkpoint.spec.backbone.head_width
-        return GraphFacts(recipe.precision, recipe.opset, width, linear.code if linear else None)
+        code = linear.code if linear else None
+        return GraphFacts(recipe.precision, recipe.opset, width, code, recipe.fp8_attention)
 
 
 def graph_options(recipe: ExportRecipe) -> GraphOptions:
@@ -96,6 +100,7 @@ def graph_options(recipe: ExportRecipe) -> GraphOptions:
         formats=recipe.formats,
         rotates=recipe.rotates,
         kernels=recipe.kernels,
+        fp8_attention=recipe.fp8_attention,
     )
 
 
@@ -121,10 +126,11 @@ def _calibration(
     if recipe.ranges is None:
         return None
     record = CalibrationRecord.read(Path(recipe.ranges))
-    static = [
-        e.name.removesuffix(INPUT_SCALE) for e in block.weights if e.name.endswith(INPUT_SCALE)
-    ]
-    record.check(_source(checkpoint)["sha256"], recipe.rotation, static)
+    static, outputs = (
+        [e.name.removesuffix(tail) for e in block.weights if e.name.endswith(tail)]
+        for tail in (INPUT_SCALE, OUTPUT_SCALE)
+    )
+    record.check(source_of(checkpoint)["sha256"], recipe.rotation, static, outputs)
     return record
 
 
@@ -167,13 +173,9 @@ def run_export(
 
 def _profiles(export: Export, stage: Path) -> tuple[Profile, ...]:
     options, spec = export.recipe.engine, export.checkpoint.spec
-    if options is None or options.profiles:
-        return options.profiles if options else ()
-    most = min(spec.text.max_tokens, spec.backbone.max_positions)
-    if options.profile_from is None:
-        return default_profiles(most)
-    lengths = read_lengths(Path(options.profile_from), _tokenizer(export, stage))
-    return profiles_for(lengths, most)
+    if options is None:
+        return ()
+    return choose_profiles(options, export.graph_facts, spec, _tokenizer(export, stage))
 
 
 def _write_text_files(export: Export, stage: Path) -> None:
@@ -215,7 +217,7 @@ def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) 
         path = stage / LAYOUT.weights
         file = write_weights(path, export.block.weights, linears, quantizer, on_bytes=advance)
     if quantizer is not None and facts is not None:
-        source, ranges = _source(export.checkpoint)["sha256"], dict(quantizer.ranges)
+        source, ranges = source_of(export.checkpoint)["sha256"], dict(quantizer.ranges)
         record = CalibrationRecord(source, export.recipe.rotation, facts, ranges)
         record.write(stage / LAYOUT.calibration)
     return file
@@ -274,26 +276,8 @@ def _manifest(export: Export, file: WeightFile, report: CheckReport) -> Manifest
             bytes=file.num_bytes,
         ),
         recipe=export.recipe.to_dict(),
-        source=_source(export.checkpoint),
-        tools=_tools(),
+        source=source_of(export.checkpoint),
+        tools=tool_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         check=report.to_dict(),
     )
-
-
-def _source(checkpoint: Checkpoint) -> dict[str, Any]:
-    names = ("config.json", "checkpoint.json", "model.safetensors.index.json")
-    files = [checkpoint.path / name for name in names if (checkpoint.path / name).exists()]
-    if checkpoint.adapter is not None:
-        files.append(checkpoint.adapter / "adapter_model.safetensors")
-    return {"name": checkpoint.spec.name, "sha256": {f.name: hash_file(f) for f in files}}
-
-
-def _tools() -> dict[str, str]:
-    versions = {"nvembed-deploy": nvembed_deploy.__version__}
-    for name in _TOOLS[1:]:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -23,7 +23,7 @@ _ENUMS: dict[str, type[Enum]] = {
     "activations": Activations,
     "rounding": Rounding,
 }
-_INT4_OPSET, _CPU_OPSET = 21, 23
+_INT4_OPSET, _CPU_OPSET, _FP8_ATTENTION_OPSET = 21, 23, 23
 _STATIC_NEAREST = (Activations.STATIC, Rounding.NEAREST)
 
 
@@ -41,6 +41,8 @@ class ExportRecipe:
     activations: Activations | None = None
     rotate: bool | None = None
     rounding: Rounding = Rounding.COMPENSATED
+    fp8_attention: bool = False
+    """Round what attention reads, and its weights, too: with precision fp8 alone."""
     keep: tuple[str, ...] = ()
     keep_share: float = 0.0
     """At most this share of the linears' weights is kept too: where rounding harms most."""
@@ -104,6 +106,7 @@ class ExportRecipe:
             "rounding": self.rounding.value,
             "keep": list(self.keep),
             "keep_share": self.keep_share,
+            "fp8_attention": self.fp8_attention,
             "seed": self.seed,
         }
         if self.rounding is Rounding.NEAREST:
@@ -166,6 +169,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "calibration": (str, "the path of a JSONL file"),
     "ranges": (str, "the folder of a calibrated artifact"),
     "rotate": (bool, "true or false"),
+    "fp8_attention": (bool, "true or false"),
     "keep_share": (float, "a share from 0 to below 1, as 0.1"),
     "calibration_texts": (int, "a whole number of at least 1"),
     "calibration_tokens": (int, "a whole number of at least 1"),
@@ -198,10 +202,23 @@ def _contradictions(clean: dict[str, Any]) -> list[str]:
         mistakes += _contradictions_of_cpu(scheme, clean)
     if SCHEMES[scheme].linear.code is Code.INT4 and clean.get("opset", _INT4_OPSET) < _INT4_OPSET:
         mistakes.append(f"precision {scheme} with opset {clean['opset']}: INT4 needs opset 23")
+    if clean.get("fp8_attention"):
+        mistakes += _contradictions_of_attention(scheme, clean)
     if clean.get("ranges"):
         mistakes += _contradictions_of_ranges(clean)
     elif (clean.get("activations"), clean.get("rounding")) == _STATIC_NEAREST:
         mistakes.append("static activations without calibration (rounding is 'nearest')")
+    return mistakes
+
+
+def _contradictions_of_attention(scheme: str, clean: dict[str, Any]) -> list[str]:
+    mistakes = []
+    if SCHEMES[scheme].linear.code is not Code.FP8:
+        mistakes.append(f"fp8_attention with precision {scheme}: it needs fp8")
+    if clean.get("opset", _FP8_ATTENTION_OPSET) != _FP8_ATTENTION_OPSET:
+        mistakes.append(f"fp8_attention with opset {clean['opset']}: it needs opset 23")
+    if clean.get("rounding") is Rounding.NEAREST and not clean.get("ranges"):
+        mistakes.append("fp8_attention without calibration (rounding is 'nearest')")
     return mistakes
 
 
@@ -231,6 +248,7 @@ _QUANTIZED_KEYS = {
     "rounding",
     "keep",
     "keep_share",
+    "fp8_attention",
     "calibration",
     "calibration_texts",
     "calibration_tokens",

@@ -18,14 +18,18 @@ import onnx_ir as ir
 
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.export.builder import FILE_DTYPES, WeightData, WeightEntry
-from nvembed_deploy.export.calibration_record import InputRange
+from nvembed_deploy.export.calibration_record import LinearRange
+from nvembed_deploy.export.formats import Code
 from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.quantized import Quantized, pack_int4
 from nvembed_deploy.tensorfile import find_nonfinite
 from nvembed_deploy.tensorwriter import SafetensorsWriter
 
 _TRANSPOSED, _SCALE = ".weight_t", ".weight_scale"
-INPUT_SCALE = ".input_scale"
+INPUT_SCALE, OUTPUT_SCALE = ".input_scale", ".output_scale"
+_HEADROOM = 4.0
+"""How many times the largest output seen fits in FP8: rotation by position gives 1.4 of it, and
+texts not seen may have more. E4M3 has 15 binades of full precision; two of them are spent on it."""
 _CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
 _TILE = 64
 """Edge of the squares a transposition copies: 4x as fast as numpy's own on 4096-wide float16
@@ -45,7 +49,7 @@ class Quantizer(Protocol):
     """Rounds linears, in the order in which the graph uses them."""
 
     @property
-    def ranges(self) -> Mapping[str, InputRange]:
+    def ranges(self) -> Mapping[str, LinearRange]:
         """Of the inputs of linears: what was seen, or is used again."""
         ...
 
@@ -108,11 +112,23 @@ class _Source:
         elif entry.name.endswith(INPUT_SCALE):
             scale = np.array(self._quantized(entry.name.removesuffix(INPUT_SCALE)).input_scale)
             yield cast(scale, entry.dtype, entry.name)
+        elif entry.name.endswith(OUTPUT_SCALE):
+            scale = np.array(self._output_scale(entry.name.removesuffix(OUTPUT_SCALE)))
+            yield cast(scale, entry.dtype, entry.name)
         elif entry.name.endswith(_TRANSPOSED):
             yield self._transposed(entry)
         else:
             for rows in weights.row_blocks(entry.name):
                 yield cast(weights.read(entry.name, rows), entry.dtype, entry.name)
+
+    def _output_scale(self, name: str) -> float:
+        """Return the scale of what attention reads of a linear; it divides queries by a root."""
+        found = None if self.quantizer is None else self.quantizer.ranges[name].output
+        if found is None:
+            raise ValueError(f"{name} has a range of its output, and none was found")
+        root = self.linears.weights.spec.backbone.head_width**0.5
+        share = 1 / root if name.endswith("q_proj") else 1.0
+        return max(found * share * _HEADROOM / Code.FP8.greatest, float(np.finfo(np.float16).tiny))
 
     def _codes(self, entry: WeightEntry) -> np.ndarray:
         quantized = self._quantized(entry.name.removesuffix(_TRANSPOSED))

@@ -74,7 +74,7 @@ def test_the_same_export_twice_has_the_same_bytes(
     [
         ({"checkpoint": {"config.json": "0"}}, "another checkpoint's: config.json"),
         ({"rotation": 5}, "rotation has seed 0 here, and 5 there"),
-        ({"ranges": {}}, "13 linears have no static range"),
+        ({"ranges": {}}, "13 linears have no such range"),
     ],
 )
 def test_ranges_of_another_model_are_refused(

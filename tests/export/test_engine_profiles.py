@@ -22,14 +22,14 @@ from tests.factories import TINY, write_tokenizer
 
 @pytest.mark.parametrize("max_tokens", [3, 64, 512, 513, 4096, 32768])
 def test_a_text_of_any_length_fits_whatever_the_model_takes(max_tokens: int) -> None:
-    profiles = default_profiles(max_tokens)
+    profiles = default_profiles(max_tokens, 2)
     for length in (1, 2, 3, max_tokens // 2, max_tokens):
         assert any(p.holds(Shape(1, length)) for p in profiles), length
     assert not any(p.holds(Shape(1, max_tokens + 1)) for p in profiles)
 
 
 def test_nv_embed_gets_one_profile_for_each_habit() -> None:
-    latency, throughput, long = default_profiles(4096)
+    latency, throughput, long = default_profiles(4096, 2)
     assert (latency.name, throughput.name, long.name) == ("latency", "throughput", "long")
     assert latency.opt == Shape(1, 128)
     assert latency.max == Shape(8, 512)
@@ -40,7 +40,7 @@ def test_nv_embed_gets_one_profile_for_each_habit() -> None:
 
 def test_measured_lengths_move_the_profiles() -> None:
     lengths = [40] * 90 + [300] * 9 + [700]
-    latency, throughput, long = profiles_for(lengths, 4096)
+    latency, throughput, long = profiles_for(lengths, 4096, 2)
     assert latency.opt == Shape(1, 40)
     assert latency.max.sequence == 320, "the 99th percentile, rounded up to 64"
     assert throughput.opt.batch * throughput.opt.sequence <= BUDGET_TOKENS
@@ -52,7 +52,7 @@ def test_any_lengths_give_profiles_that_are_valid() -> None:
     for _ in range(300):
         max_tokens = generator.randint(3, 5000)
         lengths = [generator.randint(0, 6000) for _ in range(generator.randint(1, 40))]
-        assert any(p.max.sequence == max_tokens for p in profiles_for(lengths, max_tokens))
+        assert any(p.max.sequence == max_tokens for p in profiles_for(lengths, max_tokens, 2))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from nvembed_deploy.runtimes.launch import (
     repeated_shape,
 )
 
-PROFILES = default_profiles(4096)
+PROFILES = default_profiles(4096, 2)
 NAMES = [profile.name for profile in PROFILES]
 WIDE = Profile("wide", Shape(1, 2), Shape(64, 128), Shape(4096, 4096))
 SHAPES = st.builds(Shape, st.integers(1, 300), st.integers(1, 4096))
