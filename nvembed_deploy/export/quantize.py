@@ -27,6 +27,8 @@ _SEARCHED = {
 }
 """Fractions of the full range that are tried: clipping a few weights can round all others finer.
 For FP8, whose steps double with each power of 2, an octave is all there is to try."""
+_EXPONENT = 0x7F800000
+"""Bits of a float32 that hold its power of 2."""
 _SEEN, _LARGEST = 2048, 64
 """Weights of a row, evenly spread, whose error stands for all where there are more; and how many of
 its largest are added, which are what clipping costs. A third of the time of 4,096."""
@@ -66,9 +68,18 @@ def round_to_code(scaled: torch.Tensor, code: Code) -> torch.Tensor:
         float32, whatever the code.
     """
     clipped = scaled.clamp(-code.greatest, code.greatest)
-    if code is Code.FP8:
-        return clipped.to(torch.float8_e4m3fn).float()
-    return clipped.round_()
+    return _round_to_e4m3(clipped) if code is Code.FP8 else clipped.round_()
+
+
+def _round_to_e4m3(x: torch.Tensor) -> torch.Tensor:
+    """Round in place to 3 bits after the leading one, and to multiples of 2^-9 below 2^-6.
+
+    Adding 1.5 * 2^20 times a number's power of 2 leaves a float32 no other bits to keep; to the bit
+    what torch's conversion to E4M3 and back gives, in a quarter of its time.
+    """
+    power = (x.view(torch.int32) & _EXPONENT).view(torch.float32).clamp_(min=2.0**-6)
+    magic = power.mul_(1.5 * 2**20)
+    return x.add_(magic).sub_(magic)
 
 
 def to_codes(scaled: torch.Tensor, code: Code) -> np.ndarray:

@@ -102,6 +102,19 @@ def test_fp8_codes_never_become_nan() -> None:
     np.testing.assert_array_equal(codes.astype(np.float32), [448, -448, 448, 448])
 
 
+def test_rounding_to_e4m3_is_torchs_to_the_bit() -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    grid = codes[codes.isfinite()].unique()
+    between = (grid[1:] + grid[:-1]) / 2
+    some = torch.from_numpy(factories.values("some", (40, 1000))).flatten()
+    x = torch.cat([grid, between, some, some * 300, some * 2**-7, some * 1e-4])
+    x = torch.cat([x, x.nextafter(torch.tensor(torch.inf)), x.nextafter(-torch.tensor(torch.inf))])
+    x = x.clamp(-448, 448)
+    rounded = round_to_code(x, Code.FP8)
+    assert torch.equal(rounded, x.to(torch.float8_e4m3fn).float())
+    assert len(rounded.unique()) == len(grid)
+
+
 def test_packing_is_onnx_own() -> None:
     codes = (np.arange(24) % 15 - 7).astype(np.int8).reshape(4, 6)
     expected = onnx.helper.make_tensor("t", onnx.TensorProto.INT4, (4, 6), codes.ravel())
