@@ -1,14 +1,19 @@
 """This file owns what every command line here shares: exit codes, error lines, human sizes.
 
-0 done, 1 a check failed, 2 bad input, 3 a package or hardware is missing, 130 interrupted.
+0 done, 1 a check failed, 2 bad input, 3 a package or hardware is missing, 130 interrupted, 143 told
+to end (`kill`, `timeout`, `docker stop`).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from nvembed_deploy.errors import NVEmbedError
 
@@ -20,16 +25,17 @@ _UNIT = 1024
 def run(command: Command, args: argparse.Namespace) -> int:
     """Run a command and turn its errors into two lines on standard error and an exit code."""
     try:
-        command(args)
+        with _ended_by_sigterm():
+            command(args)
         print(end="", flush=True)  # noqa: T201 - a broken pipe shows here; stdout may be closed
     except NVEmbedError as error:
         if getattr(args, "traceback", False):
             raise
         print(f"error: {error.problem}\nfix: {error.fix}", file=sys.stderr)  # noqa: T201
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; nothing half-written was left", file=sys.stderr)  # noqa: T201
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(error, _Ended) else signal.SIGINT)
     except BrokenPipeError:  # the reader (head, less) went away: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -39,6 +45,28 @@ def run(command: Command, args: argparse.Namespace) -> int:
         print(f"error: {error}\nfix: check path, permissions and space", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+class _Ended(KeyboardInterrupt):
+    """SIGTERM: cleaned up after as Ctrl-C is."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise `_Ended`; not where others handle it, or outside the main thread."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise _Ended
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def add_traceback(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
@@ -68,6 +69,31 @@ def test_a_bug_of_ours_is_not_dressed_up_as_bad_input() -> None:
 def test_an_interrupt_is_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(raising(KeyboardInterrupt()), argparse.Namespace()) == 130
     assert capsys.readouterr() == ("", "interrupted; nothing half-written was left\n")
+
+
+def test_being_told_to_end_is_one_line_and_143(capsys: pytest.CaptureFixture[str]) -> None:
+    cleaned = []
+
+    def command(_: argparse.Namespace) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    assert cli.run(command, argparse.Namespace()) == 143
+    assert cleaned
+    assert capsys.readouterr() == ("", "interrupted; nothing half-written was left\n")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_who_handles_sigterm_keeps_it() -> None:
+    seen: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        assert cli.run(lambda _: signal.raise_signal(signal.SIGTERM), argparse.Namespace()) == 0
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert seen == [signal.SIGTERM]
 
 
 def test_success_is_0_even_where_standard_output_is_closed(

@@ -167,9 +167,12 @@ def test_an_interrupted_run_leaves_nothing_behind(
 
 
 @BOTH
-def test_an_interrupted_first_run_leaves_no_folder_at_all(command: Command) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_first_run_leaves_no_folder_at_all(
+    command: Command, signum: signal.Signals
+) -> None:
     count = command.finish("fp16")
     shutil.rmtree(command.out)
     for step in spread(count // 2, 5):
-        done = command.run("fp16", signum=signal.SIGINT, at=step)
-        assert (done.code, list(command.out.parent.iterdir())) == (130, [])
+        done = command.run("fp16", signum=signum, at=step)
+        assert (done.code, list(command.out.parent.iterdir())) == (128 + signum, [])
