@@ -10,6 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 LAYERS ?= 8
+MIX ?= queries passages
 
 .DEFAULT_GOAL := help
 .PHONY: help install check format test e2e real parity gpu bench perf demo clean
@@ -60,7 +61,7 @@ bench: install ## export memory, time and disk at full width; LAYERS=32 is NV-Em
 
 perf: demo ## the demo's speed beside others, held against benchmarks/ratios.toml (10 minutes)
 	$(BIN)/python -m nvembed_deploy.bench fp32=build/demo/artifact --checkpoint build/demo/checkpoint \
-		--against sentence-transformers sentence-transformers-best --mix queries passages --threads 1 \
+		--against sentence-transformers sentence-transformers-best --mix $(MIX) --threads 1 \
 		--ratios benchmarks/ratios.toml --json build/perf/bench.json --html build/perf/bench.html
 
 demo: install ## a real 135M decoder to an artifact that searches (fetches 93 MB once)
