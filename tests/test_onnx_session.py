@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from nvembed_deploy import onnx_session
 from nvembed_deploy.onnx_session import session_options
 
 INNER, OUTER = 256, 32
@@ -46,3 +47,25 @@ def test_products_of_the_largest_bytes_are_exact_on_this_processor(op: str, rows
     session = onnxruntime.InferenceSession(model, session_options(is_for_cpu=True))
     expected = (codes.astype(np.int64) - 128) @ weight
     np.testing.assert_array_equal(session.run(None, {"codes": codes})[0], expected)
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_exact_products_are_asked_for_only_where_products_saturate(
+    monkeypatch: pytest.MonkeyPatch, saturates: bool
+) -> None:
+    """On a processor with VNNI they cost twice the time."""
+    monkeypatch.setattr(onnx_session, "saturates", lambda: saturates)
+    options, key = session_options(is_for_cpu=True), "session.x64quantprecision"
+    if saturates:
+        assert options.get_session_config_entry(key) == "1"
+    else:
+        with pytest.raises(RuntimeError, match=key):
+            options.get_session_config_entry(key)
+
+
+def test_the_probe_is_one_product_of_unsigned_by_signed_bytes() -> None:
+    model = ModelProto.FromString(onnx_session._PROBE)
+    (node,) = model.graph.node
+    assert node.op_type == "MatMulInteger"
+    types = [value.type.tensor_type.elem_type for value in model.graph.input]
+    assert types == [TensorProto.UINT8, TensorProto.INT8]
