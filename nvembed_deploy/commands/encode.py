@@ -8,14 +8,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from nvembed_deploy.commands.embedding_file import Record, Windows
 
 _EXAMPLES = """examples:
   nvembed-deploy encode ./artifact --text "hello"
@@ -23,10 +24,6 @@ _EXAMPLES = """examples:
   nvembed-deploy encode ./artifact --input queries.jsonl --field text --out embedded.jsonl \\
       --instruction "Given a question, retrieve passages that answer the question"
 """
-
-
-Record = dict[str, Any]
-"""A line of input: the JSON object as it came, or {"text": line}."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,20 +61,27 @@ def encode(args: argparse.Namespace) -> None:
     from nvembed_deploy.runtimes.protocol import RuntimeOptions
 
     _check_options(args)
-    records = list(_records(args))
-    if not records:
-        raise InputError(f"{_source(args)} holds no text", "give one text a line, or --text")
+    total = _count(args)
+    if total == 0:
+        raise InputError(f"{args.input} holds no text", "give one text a line, or --text")
     options = RuntimeOptions(device=args.device, threads=args.threads)
     with load_encoder(args.artifact, args.runtime, options=options) as encoder:
-        embedding_ND = encoder.encode(
-            [record[args.field or "text"] for record in records],
+        records, read = tee(_records(args))
+        windows = encoder.encode_stream(
+            (record[args.field or "text"] for record in read),
             instruction=args.instruction,
             prompt_name=args.prompt_name,
             batch_size=args.batch_size,
             truncate_dim=args.truncate_dim,
             show_progress_bar=sys.stderr.isatty(),
+            total=total,
         )
-    _write(args.out, records, embedding_ND)
+        _write(args.out, records, windows)
+
+
+def _count(args: argparse.Namespace) -> int | None:
+    """Return the number of texts, each line of a file checked; None where they come by a pipe."""
+    return None if args.input is None and not args.text else sum(1 for _ in _records(args))
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -142,30 +146,36 @@ def _record(line: str, field: str, where: str) -> Record:
     return record
 
 
-def _write(out: Path | None, records: list[Record], embedding_ND: np.ndarray) -> None:
-    import numpy as np
-
-    rows = zip(records, embedding_ND, strict=True)
+def _write(out: Path | None, records: Iterator[Record], windows: Windows) -> None:
     if out is None:
-        to_ascii = (sys.stdout.encoding or "").lower() not in {"utf-8", "utf8"}
-        for record, row in rows:
-            cli.say(_json_line(record, row, to_ascii=to_ascii))
+        _refuse_none(_say(records, windows))
         return
+    from nvembed_deploy.commands.embedding_file import write_jsonl, write_npy
+
     temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         if out.suffix == ".npy":
-            with temporary.open("wb") as file:
-                np.save(file, embedding_ND)
+            num_rows, width = write_npy(temporary, windows)
         else:
-            with temporary.open("w", encoding="utf-8") as text_file:
-                text_file.writelines(_json_line(record, row) + "\n" for record, row in rows)
+            num_rows, width = write_jsonl(temporary, records, windows)
+        _refuse_none(num_rows)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
-    cli.say(f"wrote {out}: {len(embedding_ND)} embeddings of {embedding_ND.shape[1]} dimensions")
+    cli.say(f"wrote {out}: {num_rows} embeddings of {width} dimensions")
 
 
-def _json_line(record: Record, row: np.ndarray, *, to_ascii: bool = False) -> str:
-    """Return the record with its embedding: the shortest decimals that give the same float32."""
-    values = [float(str(x)) for x in row]
-    return json.dumps({**record, "embedding": values}, ensure_ascii=to_ascii)
+def _say(records: Iterator[Record], windows: Windows) -> int:
+    from nvembed_deploy.commands.embedding_file import json_lines
+
+    to_ascii, num_rows = (sys.stdout.encoding or "").lower() not in {"utf-8", "utf8"}, 0
+    for window_ND in windows:
+        num_rows += len(window_ND)
+        for line in json_lines(records, window_ND, to_ascii=to_ascii):
+            cli.say(line)
+    return num_rows
+
+
+def _refuse_none(num_rows: int) -> None:
+    if num_rows == 0:
+        raise InputError("standard input holds no text", "give one text a line, or --text")

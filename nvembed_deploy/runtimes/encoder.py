@@ -8,7 +8,7 @@ Legend: N and M texts, D hidden.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -111,20 +111,9 @@ class Encoder:
             ArtifactError: an embedding is not finite.
         """
         check_precision(precision)
-        texts = _texts(inputs)
-        width = self._width(truncate_dim)
-        tokenize = partial(
-            self.tokenizer.tokenize,
-            max_tokens=self._max_tokens(max_length),
-            **self._prefix(prompt_name, prompt, instruction),
-        )
-        stream = Stream(
-            runtime=self.runtime,
-            tokenize=tokenize,
-            pad_id=self.spec.text.pad_id,
-            limits=self.limits.with_batch_size(batch_size),
-            width=self.get_embedding_dimension(),
-        )
+        texts, width = _texts(inputs), self._width(truncate_dim)
+        prefix = self._prefix(prompt_name, prompt, instruction)
+        stream = self._stream(prefix, batch_size, max_length)
         rows_ND = np.empty((len(texts), width), dtype=np.float32)
         done = 0
         with progress_bar(len(texts), show_progress_bar) as advance:
@@ -138,6 +127,55 @@ class Encoder:
         if convert_to_tensor:
             return _tensor(codes)
         return codes if convert_to_numpy or isinstance(inputs, str) else list(codes)
+
+    def encode_stream(  # noqa: PLR0913 - encode's own
+        self,
+        inputs: Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        total: int | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        instruction: str | None = None,
+        max_length: int | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Embed any number of texts in memory that does not grow with them.
+
+        Args:
+            inputs: texts; a generator may be endless. They are taken some 16,000 ahead.
+            prompt_name: as `encode` has it; likewise those below, but for `total`.
+            prompt: a literal prefix.
+            batch_size: most texts in a batch.
+            show_progress_bar: whether to show one.
+            total: how many texts there are, for the progress bar, if it is known.
+            normalize_embeddings: unit length after truncation.
+            truncate_dim: keep the first dimensions only.
+            instruction: what the task is.
+            max_length: tokens after which a text is cut.
+
+        Returns:
+            An iterator over float32 [n, D], in the order of `inputs`, of some thousand rows each.
+
+        Raises:
+            InputError: an argument cannot be used, or, as it is reached, an input is no string.
+            ArtifactError: an embedding is not finite.
+        """
+        if isinstance(inputs, str):
+            raise InputError("inputs is one string", "pass a list or a generator of strings")
+        prefix = self._prefix(prompt_name, prompt, instruction)
+        stream = self._stream(prefix, batch_size, max_length)
+        width, texts = self._width(truncate_dim), _checked(inputs)
+
+        def rows() -> Iterator[NDArray[np.float32]]:
+            with progress_bar(total, show_progress_bar) as advance:
+                for window_ND in stream.embed(texts, advance):
+                    is_cut = normalize_embeddings and truncate_dim is not None
+                    yield _unit(window_ND[:, :width]) if is_cut else window_ND[:, :width]
+
+        return rows()
 
     def encode_query(
         self,
@@ -188,6 +226,20 @@ class Encoder:
     ) -> None:
         """Close the encoder."""
         self.close()
+
+    def _stream(
+        self, prefix: dict[str, str], batch_size: int | None, max_length: int | None
+    ) -> Stream:
+        tokenize = partial(
+            self.tokenizer.tokenize, max_tokens=self._max_tokens(max_length), **prefix
+        )
+        return Stream(
+            runtime=self.runtime,
+            tokenize=tokenize,
+            pad_id=self.spec.text.pad_id,
+            limits=self.limits.with_batch_size(batch_size),
+            width=self.get_embedding_dimension(),
+        )
 
     def _default_prompt(self, names: tuple[str, ...], given: tuple[str | None, ...]) -> str | None:
         prompt_name = given[0]
@@ -240,8 +292,8 @@ class Encoder:
         return max_length
 
 
-def _texts(inputs: object) -> Sequence[str]:
-    """Return a sequence of strings, or say which element is none."""
+def _texts(inputs: object) -> list[str]:
+    """Return a list of strings, or say which element is none."""
     if isinstance(inputs, str):
         return [inputs]
     if isinstance(inputs, np.ndarray) and inputs.ndim == 1:
@@ -249,15 +301,20 @@ def _texts(inputs: object) -> Sequence[str]:
     if not isinstance(inputs, list | tuple):
         raise InputError(
             f"inputs is a {type(inputs).__name__}, expected a string or a list of strings",
-            "for a generator or a column of a table, pass list(...)",
+            "for a column of a table, pass list(...); for a generator, encode_stream",
         )
+    return list(_checked(inputs))
+
+
+def _checked(inputs: Iterable[object]) -> Iterator[str]:
+    """Yield each element, which must be a string."""
     for index, text in enumerate(inputs):
         if not isinstance(text, str):
             raise InputError(
                 f"inputs[{index}] is a {type(text).__name__}, expected a string",
                 "convert or drop this element",
             )
-    return inputs
+        yield text
 
 
 def _rows(embeddings: ArrayLike) -> NDArray[np.float32]:

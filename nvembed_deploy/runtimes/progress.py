@@ -15,11 +15,11 @@ QUIET_SECONDS = 2.0
 
 
 @contextmanager
-def progress_bar(total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int | None, show: bool | None) -> Iterator[Callable[[int], None]]:
     """Yield `advance(num_texts)`.
 
     Args:
-        total: texts in all.
+        total: texts in all; None where that is not known.
         show: True shows a bar, False none; None shows one when this package logs at INFO or
             below, rich is installed and the work takes more than `QUIET_SECONDS`.
 
@@ -41,7 +41,7 @@ def progress_bar(total: int, show: bool | None) -> Iterator[Callable[[int], None
 
 
 @contextmanager
-def _rich_bar(total: int, quiet_seconds: float) -> Iterator[Callable[[int], None]]:
+def _rich_bar(total: int | None, quiet_seconds: float) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

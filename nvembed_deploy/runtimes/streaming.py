@@ -6,9 +6,10 @@ equal texts are computed once, and batches are formed by length. Legend: N texts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +52,12 @@ class Stream:
     window_texts: int = WINDOW_TEXTS
 
     def embed(
-        self, texts: Sequence[str], advance: Callable[[int], None]
+        self, texts: Iterable[str], advance: Callable[[int], None]
     ) -> Iterator[NDArray[np.float32]]:
         """Yield the embeddings of one window after another, in the order of `texts`.
 
         Args:
-            texts: any number of texts.
+            texts: any number of texts, taken two windows ahead.
             advance: called with the number of texts done.
 
         Yields:
@@ -71,23 +72,24 @@ class Stream:
             _check_finite(rows_ND, window.start)
             yield rows_ND
 
-    def _windows(self, texts: Sequence[str]) -> Iterator[_Window]:
+    def _windows(self, texts: Iterable[str]) -> Iterator[_Window]:
         """Prepare windows, each while its predecessor is computed."""
-        starts = range(0, len(texts), self.window_texts)
-        if len(starts) == 1:  # a query: a thread would cost more than it hides
-            yield self._prepare(texts, 0)
+        rest = iter(texts)
+        parts = iter(lambda: list(islice(rest, self.window_texts)), [])
+        first, part = next(parts, []), next(parts, [])
+        if not part:  # a query: a thread would cost more than it hides
+            yield from [self._prepare(first, 0)] if first else []
             return
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize") as pool:
-            upcoming = [pool.submit(self._prepare, texts, start) for start in starts[:1]]
-            for start in starts[1:]:
-                current = upcoming.pop().result()
-                upcoming.append(pool.submit(self._prepare, texts, start))
+            upcoming, start = pool.submit(self._prepare, first, 0), len(first)
+            while part:
+                current = upcoming.result()
+                upcoming, start = pool.submit(self._prepare, part, start), start + len(part)
                 yield current
-            for last in upcoming:
-                yield last.result()
+                part = next(parts, [])
+            yield upcoming.result()
 
-    def _prepare(self, texts: Sequence[str], start: int) -> _Window:
-        window = texts[start : start + self.window_texts]
+    def _prepare(self, window: list[str], start: int) -> _Window:
         row_of: dict[str, int] = {}
         distinct = [row_of.setdefault(text, len(row_of)) for text in window]
         try:

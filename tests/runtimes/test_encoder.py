@@ -254,3 +254,23 @@ def test_a_broken_text_is_named_by_its_place_among_all(encoder: Encoder, num_bef
     texts = ["same"] * num_before + ["half a pair \ud83d"]
     with pytest.raises(InputError, match=rf"inputs\[{num_before}\] has half of a surrogate pair"):
         encoder.encode(texts)
+
+
+def test_a_stream_gives_the_rows_of_encode(encoder: Encoder) -> None:
+    texts = random_texts(40)
+    for options in ({}, {"instruction": "w3"}, {"truncate_dim": 5}, {"prompt_name": "query"}):
+        rows = np.concatenate(list(encoder.encode_stream(iter(texts), **options)))
+        np.testing.assert_allclose(rows, encoder.encode(texts, **options), atol=ROUNDING)
+
+
+def test_a_stream_refuses_arguments_at_once_and_an_element_when_it_comes(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match="one string"):
+        encoder.encode_stream("w1")
+    with pytest.raises(InputError, match="prompt_name is 'nope'"):
+        encoder.encode_stream(["w1"], "nope")
+    with pytest.raises(InputError, match=r"inputs\[1\] is a int"):
+        list(encoder.encode_stream(["w1", 2]))
+
+
+def test_a_stream_of_nothing_gives_nothing(encoder: Encoder) -> None:
+    assert list(encoder.encode_stream([])) == []

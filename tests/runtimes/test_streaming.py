@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,3 +114,19 @@ def test_a_value_that_is_not_finite_names_its_text() -> None:
 def test_an_error_in_tokenising_reaches_the_caller() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         list(make_stream(SumRuntime(), 2).embed(["1", "2", "3", "x"], lambda _n: None))
+
+
+def test_an_endless_generator_is_read_two_windows_ahead() -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield str(taken)
+
+    windows = make_stream(SumRuntime(), 4).embed(endless(), lambda _n: None)
+    for number in range(5):
+        np.testing.assert_array_equal(next(windows)[:, 0], np.arange(4) + 4 * number + 1)
+        assert taken <= 4 * (number + 3)
+    windows.close()
