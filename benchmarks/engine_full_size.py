@@ -17,13 +17,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.lean_export import write_random_checkpoint
 from nvembed_deploy.artifact import LAYOUT, open_artifact
 from nvembed_deploy.export.engine import build_engine
+from nvembed_deploy.export.engine_add import graph_facts
 from nvembed_deploy.export.engine_options import EngineOptions, engine_options
 from nvembed_deploy.export.engine_profiles import default_profiles
 from nvembed_deploy.export.graph import INPUTS
@@ -37,7 +38,7 @@ _NUMBER_FORMATS = ("fp32", "fp16", "bf16")
 _WATCH_SECONDS = 0.1
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write, export, compile, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=2)
@@ -46,7 +47,7 @@ def main() -> int:
     parser.add_argument("--artifact", type=Path, help="compile this one, and keep its folder")
     parser.add_argument("--workdir", type=Path, help="a folder on the disk to use")
     parser.add_argument("--json", type=Path, help="write the result here")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     options, mistake = engine_options({"flavour": "tensorrt-rtx", "targets": args.target})
     if options is None:
         parser.error(str(mistake))
@@ -80,7 +81,7 @@ def _measure(artifact: Path, folder: Path, options: EngineOptions) -> dict[str, 
     folder.mkdir()
     for name in (LAYOUT.graph, LAYOUT.weights):
         (folder / name).symlink_to((artifact / name).resolve())
-    profiles = default_profiles(manifest.spec.text.max_tokens)
+    profiles = default_profiles(manifest.spec.text.max_tokens, graph_facts(manifest).shortest)
     before = available_bytes()
     with _lowest_available() as lowest:
         started = time.monotonic()
