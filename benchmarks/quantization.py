@@ -1,7 +1,8 @@
 """This file owns the table of quantised recipes: cosine, overlap, size and speed beside float32.
 
 Each recipe is exported from one checkpoint by the command line's own path and encodes held texts
-with ONNX Runtime on the CPU. Run: python -m benchmarks.quantization build/demo/checkpoint
+with ONNX Runtime on the CPU. Rows of an earlier result that are not measured again stay.
+Run: python -m benchmarks.quantization build/demo/checkpoint
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ RECIPES = {
     "fp16": _FP16,
     "int8-weight, nearest": replace(_INT8_WEIGHT, rounding=Rounding.NEAREST),
     "int8-weight": _INT8_WEIGHT,
+    "int8-weight, nearest, not rotated": replace(
+        _INT8_WEIGHT, rounding=Rounding.NEAREST, rotate=False
+    ),
+    "int8-weight, not rotated": replace(_INT8_WEIGHT, rotate=False),
     "int8, static ranges, not rotated": replace(
         _INT8, activations=Activations.STATIC, rotate=False
     ),
@@ -72,21 +77,28 @@ def main() -> int:
         exact_ND, _ = _encode(
             args.checkpoint, replace(_FP16, precision=Precision.FP32), texts, Path(folder) / "fp32"
         )
-        rows = []
+        rows = _earlier(args.json)
         for name in args.only or RECIPES:
             got_ND, facts = _encode(args.checkpoint, RECIPES[name], texts, Path(folder) / name)
-            rows.append({"recipe": name, **compare(got_ND, exact_ND), **facts})
-            print(json.dumps(rows[-1]), flush=True)  # noqa: T201
+            rows[name] = {"date": time.strftime("%Y-%m-%d"), **compare(got_ND, exact_ND), **facts}
+            print(json.dumps({"recipe": name, **rows[name]}), flush=True)  # noqa: T201
     result = {
-        "date": time.strftime("%Y-%m-%d"),
         "checkpoint": args.checkpoint.name,
         "texts": len(texts),
         "versions": {name: metadata.version(name) for name in ("numpy", "onnxruntime", "torch")},
-        "rows": rows,
+        "rows": {name: rows[name] for name in RECIPES if name in rows},
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _earlier(path: Path | None) -> dict[str, dict[str, float | str]]:
+    """Return the rows of the result that is there."""
+    if path is None or not path.exists():
+        return {}
+    rows: dict[str, dict[str, float | str]] = json.loads(path.read_text("utf-8"))["rows"]
+    return rows
 
 
 def held_texts(count: int) -> list[str]:

@@ -54,6 +54,7 @@ NEEDS = {
     "nvembed_deploy.export.pooler": "onnx_ir",
     "nvembed_deploy.export.quantize": "torch",
     "nvembed_deploy.export.ranges": "torch",
+    "nvembed_deploy.export.row_ranges": "torch",
     "nvembed_deploy.export.sensitivity": "torch",
     "nvembed_deploy.export.weight_file": "onnx_ir",
     "nvembed_deploy.model.backbone": "torch",

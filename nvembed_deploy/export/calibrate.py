@@ -22,44 +22,25 @@ from nvembed_deploy.export.formats import Activations, Code, Formats
 from nvembed_deploy.export.graph_linear import GraphLinear, first_of, is_shared
 from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.quantized import Quantized
-from nvembed_deploy.export.ranges import SeenInputs
+from nvembed_deploy.export.ranges import InputObserver
 from nvembed_deploy.text import Batch
-
-_ADD_TO_STATES = ("o_proj", "down_proj")
 
 
 @dataclass
-class _Inputs:
+class _Inputs(InputObserver):
     """What the inputs of linears were like: `energy_II` sums w^2 x x^T over tokens."""
 
-    token_weights_BS1: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     energy: dict[str, torch.Tensor] = field(default_factory=dict)
-    seen: dict[str, SeenInputs] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
-    outputs: dict[str, float] = field(default_factory=dict)
-    """The largest absolute output of each linear."""
 
-    def weigh(self, token_weights_BS1: torch.Tensor) -> None:
-        """Take how much the tokens of the next batch count."""
-        self.token_weights_BS1 = token_weights_BS1
-
-    def add(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add a batch of inputs [B, S, I], or of pooled features [B, I], of a linear."""
-        weights_N1 = torch.ones(len(x), 1)
-        if x.dim() == self.token_weights_BS1.dim():
-            kept = self.token_weights_BS1[..., 0] > 0
-            x, y, weights_N1 = x[kept], y[kept], self.token_weights_BS1[kept]
-        self.outputs[name] = max(self.outputs.get(name, 0.0), float(y.abs().max()))
-        if first_of(name) != name:
-            return
-        if not name.endswith(_ADD_TO_STATES):
-            weights_N1 = torch.ones_like(weights_N1)
-        self.seen.setdefault(name, SeenInputs()).add(x, weights_N1)
-        x = x * weights_N1
+    def see(self, name: str, x_NI: torch.Tensor, weights_N1: torch.Tensor) -> None:
+        """See `InputObserver`."""
+        super().see(name, x_NI, weights_N1)
+        x_NI = x_NI * weights_N1
         if name in self.energy:
-            self.energy[name].addmm_(x.T, x)
+            self.energy[name].addmm_(x_NI.T, x_NI)
         else:
-            self.energy[name] = x.T @ x
+            self.energy[name] = x_NI.T @ x_NI
 
     def take_energy(self, name: str) -> torch.Tensor:
         """Return the energy of a linear's input, and forget it unless another shares it."""

@@ -51,6 +51,11 @@ class CalibrationRecord:
     texts: TextFacts
     ranges: dict[str, LinearRange]
 
+    @property
+    def per_token(self) -> tuple[str, ...]:
+        """The linears that had no one range for all tokens."""
+        return tuple(name for name, found in self.ranges.items() if found.scale is None)
+
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         ranges = {name: found._asdict() for name, found in self.ranges.items()}

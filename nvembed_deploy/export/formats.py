@@ -13,9 +13,6 @@ from fnmatch import fnmatchcase
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.spec import Precision
 
-_UNEVEN = ("down_proj",)
-"""Linears whose inputs no one range fits: a few tokens have some a thousand times the others."""
-
 
 class Code(StrEnum):
     """The numbers that quantised weights are stored in."""
@@ -77,21 +74,20 @@ class Scheme:
     rotates: bool
     """Whether outlier channels are spread by an exact rotation first (see `rotation.py`)."""
     kernels: Kernels = Kernels.STANDARD
-    is_static: bool = False
-    """Whether calibration gives the inputs of all linears but `down_proj` one range: rotated, their
-    rows are alike enough, and need no range of their own."""
+    measures: bool = False
+    """Whether calibration finds which linears need a range per token (see `row_ranges.py`)."""
     precision: Precision = Precision.FP16
     """The number format of everything else."""
 
 
 SCHEMES = {
     "fp8": Scheme(LinearFormat(Code.FP8, Activations.ROW), rotates=False),
-    "int8": Scheme(LinearFormat(Code.INT8, Activations.ROW), rotates=True, is_static=True),
+    "int8": Scheme(LinearFormat(Code.INT8, Activations.ROW), rotates=True, measures=True),
     "int8-cpu": Scheme(
         LinearFormat(Code.INT8, Activations.ROW),
         rotates=True,
         kernels=Kernels.CPU,
-        is_static=True,
+        measures=True,
         precision=Precision.FP32,
     ),
     "int8-weight": Scheme(LinearFormat(Code.INT8, Activations.FLOAT), rotates=True),
@@ -105,13 +101,13 @@ FP8 rounds relative to each value, so spreading outliers gains nothing there and
 class Formats:
     """Which format each linear has.
 
-    `linear`, but for names that match a pattern of `keep`; with `is_static`, inputs have one range
-    each, but for those of `down_proj`.
+    `linear`, but for names that match a pattern of `keep`. Where that has a range per token, inputs
+    of names that match no pattern of `per_token` have one range instead.
     """
 
     linear: LinearFormat | None = None
     keep: tuple[str, ...] = ()
-    is_static: bool = False
+    per_token: tuple[str, ...] = ("*",)
 
     def of(self, name: str, num_inputs: int) -> LinearFormat | None:
         """Return a linear's format; None keeps it in the graph's precision.
@@ -119,14 +115,18 @@ class Formats:
         Raises:
             RecipeError: no block size divides the number of inputs.
         """
-        if self.linear is None or any(fnmatchcase(name, pattern) for pattern in self.keep):
+        if self.linear is None or _matches(name, self.keep):
             return None
         form = self.linear
-        if self.is_static and not name.endswith(_UNEVEN):
+        if form.activations is Activations.ROW and not _matches(name, self.per_token):
             form = replace(form, activations=Activations.STATIC)
         if form.block is not None:
             form = replace(form, block=_block(name, num_inputs, form.block))
         return form
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _block(name: str, num_inputs: int, largest: int) -> int:

@@ -38,6 +38,7 @@ from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_graph
 from nvembed_deploy.export.hf_files import write_hf_files
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
+from nvembed_deploy.export.measured import Measure, OnBlock, open_questions
 from nvembed_deploy.export.progress import Progress, SilentProgress
 from nvembed_deploy.export.provenance import source_of, tool_versions
 from nvembed_deploy.export.recipe import ExportRecipe
@@ -113,25 +114,26 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
     """
     checkpoint = open_checkpoint(checkpoint_path)
     weights = open_weights(checkpoint)
+    record = None if recipe.ranges is None else CalibrationRecord.read(Path(recipe.ranges))
+    if record is not None and recipe.activations is None:
+        recipe = replace(recipe, per_token=record.per_token)
     block = author_graph(checkpoint.spec, graph_options(recipe))
-    export = Export(checkpoint, weights, recipe, block, _calibration(checkpoint, recipe, block))
+    if record is not None:
+        _check_ranges(record, checkpoint, recipe, block)
+    export = Export(checkpoint, weights, recipe, block, record)
     if recipe.engine is not None:
         check_engine(recipe.engine, export.graph_facts)
     return export
 
 
-def _calibration(
-    checkpoint: Checkpoint, recipe: ExportRecipe, block: Block
-) -> CalibrationRecord | None:
-    if recipe.ranges is None:
-        return None
-    record = CalibrationRecord.read(Path(recipe.ranges))
+def _check_ranges(
+    record: CalibrationRecord, checkpoint: Checkpoint, recipe: ExportRecipe, block: Block
+) -> None:
     static, outputs = (
         [e.name.removesuffix(tail) for e in block.weights if e.name.endswith(tail)]
         for tail in (INPUT_SCALE, OUTPUT_SCALE)
     )
     record.check(source_of(checkpoint)["sha256"], recipe.rotation, static, outputs)
-    return record
 
 
 def run_export(
@@ -152,9 +154,9 @@ def run_export(
         _write_text_files(export, stage)
         profiles = _profiles(export, stage)
         blocks = export.checkpoint.spec.backbone.num_layers + 2
-        if export.recipe.keep_share:
-            with progress.step("sensitivity", blocks - 1) as advance:
-                export = _keep_most_harmed(export, stage, partial(advance, 1))
+        for name, measure in open_questions(export.recipe):
+            with progress.step(name, blocks - 1) as advance:
+                export = _measured(export, stage, measure, partial(advance, 1))
         with progress.step("weights", export.num_bytes) as advance:
             file = _write_weights(export, stage, advance)
         with progress.step("graph", None):
@@ -186,15 +188,11 @@ def _write_text_files(export: Export, stage: Path) -> None:
     write_hf_files(stage, spec)
 
 
-def _keep_most_harmed(export: Export, stage: Path, on_block: Callable[[], None]) -> Export:
-    """Return the export with a share of its weights kept, where rounding harms most."""
-    from nvembed_deploy.export.sensitivity import choose_kept, measure_harm
-
-    recipe = export.recipe
-    batches = _texts(recipe).batches(_tokenizer(export, stage))
+def _measured(export: Export, stage: Path, measure: Measure, on_block: OnBlock) -> Export:
+    """Return the export with an open question of its recipe answered, and its graph written so."""
+    batches = _texts(export.recipe).batches(_tokenizer(export, stage))
     with _open_linears(export) as linears:
-        harms = measure_harm(linears, recipe.formats, batches, on_block)
-    recipe = replace(recipe, keep=(*recipe.keep, *choose_kept(harms, recipe.keep_share)))
+        recipe = measure(export.recipe, linears, batches, on_block)
     block = author_graph(export.checkpoint.spec, graph_options(recipe))
     return replace(export, recipe=recipe, block=block)
 

@@ -24,7 +24,6 @@ _ENUMS: dict[str, type[Enum]] = {
     "rounding": Rounding,
 }
 _INT4_OPSET, _CPU_OPSET, _FP8_ATTENTION_OPSET = 21, 23, 23
-_STATIC_NEAREST = (Activations.STATIC, Rounding.NEAREST)
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,9 @@ class ExportRecipe:
     scheme: str | None = None
     """The name in `precision` where it quantises; `precision` is then that of everything else."""
     activations: Activations | None = None
+    per_token: tuple[str, ...] | None = None
+    """Names or patterns of linears whose inputs have a range per token, all others one range; None:
+    what is measured."""
     rotate: bool | None = None
     rounding: Rounding = Rounding.COMPENSATED
     fp8_attention: bool = False
@@ -65,13 +67,18 @@ class ExportRecipe:
         """How linears are quantised; empty where none is."""
         if self.scheme is None:
             return Formats()
-        scheme, linear = SCHEMES[self.scheme], SCHEMES[self.scheme].linear
+        linear = SCHEMES[self.scheme].linear
         if self.activations is not None:
-            return Formats(replace(linear, activations=self.activations), self.keep)
-        # A static range is good for rows of one length, and found on calibration texts.
-        is_calibrated = self.ranges is not None or self.rounding is Rounding.COMPENSATED
-        fits = self.rotates and is_calibrated
-        return Formats(linear, self.keep, scheme.is_static and fits)
+            linear = replace(linear, activations=self.activations)
+        return Formats(linear, self.keep, ("*",) if self.per_token is None else self.per_token)
+
+    @property
+    def measures_ranges(self) -> bool:
+        """Whether calibration finds which linears need a range per token."""
+        if self.scheme is None or self.rounding is Rounding.NEAREST:
+            return False
+        is_open = self.activations is None and self.per_token is None
+        return is_open and SCHEMES[self.scheme].measures
 
     @property
     def kernels(self) -> Kernels:
@@ -104,6 +111,7 @@ class ExportRecipe:
             "kernels": self.kernels.value,
             "rotate": self.rotates,
             "rounding": self.rounding.value,
+            "per_token": list(self.formats.per_token),
             "keep": list(self.keep),
             "keep_share": self.keep_share,
             "fp8_attention": self.fp8_attention,
@@ -156,9 +164,9 @@ def _value(key: str, value: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - TO
         return _ENUMS[key](value), None
     if key == "opset" and (type(value) is not int or value not in OPSETS):
         return None, f"opset is {value!r}, expected one of {list(OPSETS)}"
-    if key == "keep":
+    if key in ("keep", "per_token"):
         is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
-        mistake = f"keep is {value!r}, expected a list of names or patterns of linears"
+        mistake = f"{key} is {value!r}, expected a list of names or patterns of linears"
         return (tuple(value), None) if is_list else (None, mistake)
     return value, _wrong_kind(key, value)
 
@@ -206,7 +214,21 @@ def _contradictions(clean: dict[str, Any]) -> list[str]:
         mistakes += _contradictions_of_attention(scheme, clean)
     if clean.get("ranges"):
         mistakes += _contradictions_of_ranges(clean)
-    elif (clean.get("activations"), clean.get("rounding")) == _STATIC_NEAREST:
+    return mistakes + _contradictions_of_inputs(scheme, clean)
+
+
+def _contradictions_of_inputs(scheme: str, clean: dict[str, Any]) -> list[str]:
+    """One range for all tokens is found on texts, or is in `ranges`."""
+    mistakes, is_named = [], "per_token" in clean
+    if is_named and SCHEMES[scheme].linear.activations is not Activations.ROW:
+        mistakes.append(f"per_token with precision {scheme}, which leaves inputs as they are")
+    if is_named and "activations" in clean:
+        mistakes.append("per_token with activations, which says the same of all linears")
+    if clean.get("ranges") or clean.get("rounding") is not Rounding.NEAREST:
+        return mistakes
+    if is_named:
+        mistakes.append("per_token without calibration (rounding is 'nearest')")
+    if clean.get("activations") is Activations.STATIC:
         mistakes.append("static activations without calibration (rounding is 'nearest')")
     return mistakes
 
@@ -226,6 +248,8 @@ def _contradictions_of_ranges(clean: dict[str, Any]) -> list[str]:
     """Ranges that are there need no texts: rounding is nearest."""
     texts = sorted({"calibration", "calibration_texts", "calibration_tokens"} & set(clean))
     mistakes = [f"ranges with {', '.join(texts)}"] if texts else []
+    if "per_token" in clean:
+        mistakes.append("ranges with per_token, which they know")
     if clean.get("keep_share"):
         mistakes.append("ranges with keep_share, which is measured on texts (name them in keep)")
     if clean.setdefault("rounding", Rounding.NEAREST) is Rounding.COMPENSATED:
@@ -244,6 +268,7 @@ def _contradictions_of_cpu(scheme: str, clean: dict[str, Any]) -> list[str]:
 
 _QUANTIZED_KEYS = {
     "activations",
+    "per_token",
     "rotate",
     "rounding",
     "keep",

@@ -16,9 +16,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nvembed_deploy.errors import InputError, MissingPackageError
+from nvembed_deploy.errors import InputError
 from nvembed_deploy.runtimes.batching import BatchLimits
 from nvembed_deploy.runtimes.embedding_precision import check_precision, quantize_embeddings
+from nvembed_deploy.runtimes.encoder_values import (
+    checked,
+    tensor_of,
+    texts_of,
+    unit_rows,
+)
 from nvembed_deploy.runtimes.progress import progress_bar
 from nvembed_deploy.runtimes.protocol import Runtime
 from nvembed_deploy.runtimes.streaming import Stream
@@ -111,7 +117,7 @@ class Encoder:
             ArtifactError: an embedding is not finite.
         """
         check_precision(precision)
-        texts, width = _texts(inputs), self._width(truncate_dim)
+        texts, width = texts_of(inputs), self._width(truncate_dim)
         prefix = self._prefix(prompt_name, prompt, instruction)
         stream = self._stream(prefix, batch_size, max_length)
         rows_ND = np.empty((len(texts), width), dtype=np.float32)
@@ -121,11 +127,11 @@ class Encoder:
                 rows_ND[done : done + len(window_ND)] = window_ND[:, :width]
                 done += len(window_ND)
         if normalize_embeddings and truncate_dim is not None:
-            rows_ND = _unit(rows_ND)
+            rows_ND = unit_rows(rows_ND)
         codes = quantize_embeddings(rows_ND, precision)
         codes = codes[0] if isinstance(inputs, str) else codes
         if convert_to_tensor:
-            return _tensor(codes)
+            return tensor_of(codes)
         return codes if convert_to_numpy or isinstance(inputs, str) else list(codes)
 
     def encode_stream(  # noqa: PLR0913 - encode's own
@@ -167,13 +173,13 @@ class Encoder:
             raise InputError("inputs is one string", "pass a list or a generator of strings")
         prefix = self._prefix(prompt_name, prompt, instruction)
         stream = self._stream(prefix, batch_size, max_length)
-        width, texts = self._width(truncate_dim), _checked(inputs)
+        width, texts = self._width(truncate_dim), checked(inputs)
 
         def rows() -> Iterator[NDArray[np.float32]]:
             with progress_bar(total, show_progress_bar) as advance:
                 for window_ND in stream.embed(texts, advance):
                     is_cut = normalize_embeddings and truncate_dim is not None
-                    yield _unit(window_ND[:, :width]) if is_cut else window_ND[:, :width]
+                    yield unit_rows(window_ND[:, :width]) if is_cut else window_ND[:, :width]
 
         return rows()
 
@@ -203,11 +209,11 @@ class Encoder:
 
     def similarity(self, left: ArrayLike, right: ArrayLike) -> NDArray[np.float32]:
         """Return the cosine of every pair, float32 [N, M], of [N, D] (or [D]) and [M, D]."""
-        return _unit(_rows(left)) @ _unit(_rows(right)).T
+        return unit_rows(left) @ unit_rows(right).T
 
     def similarity_pairwise(self, left: ArrayLike, right: ArrayLike) -> NDArray[np.float32]:
         """Return the cosine of each row with its counterpart, float32 [N], of two [N, D]."""
-        cosine_N: NDArray[np.float32] = np.sum(_unit(_rows(left)) * _unit(_rows(right)), axis=1)
+        cosine_N: NDArray[np.float32] = np.sum(unit_rows(left) * unit_rows(right), axis=1)
         return cosine_N
 
     def close(self) -> None:
@@ -290,50 +296,3 @@ class Encoder:
                 "export with a larger max_tokens for longer texts",
             )
         return max_length
-
-
-def _texts(inputs: object) -> list[str]:
-    """Return a list of strings, or say which element is none."""
-    if isinstance(inputs, str):
-        return [inputs]
-    if isinstance(inputs, np.ndarray) and inputs.ndim == 1:
-        inputs = inputs.tolist()
-    if not isinstance(inputs, list | tuple):
-        raise InputError(
-            f"inputs is a {type(inputs).__name__}, expected a string or a list of strings",
-            "for a column of a table, pass list(...); for a generator, encode_stream",
-        )
-    return list(_checked(inputs))
-
-
-def _checked(inputs: Iterable[object]) -> Iterator[str]:
-    """Yield each element, which must be a string."""
-    for index, text in enumerate(inputs):
-        if not isinstance(text, str):
-            raise InputError(
-                f"inputs[{index}] is a {type(text).__name__}, expected a string",
-                "convert or drop this element",
-            )
-        yield text
-
-
-def _rows(embeddings: ArrayLike) -> NDArray[np.float32]:
-    return np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
-
-
-def _unit(rows_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale rows to length 1; a row of zeros stays."""
-    norm_N1 = np.linalg.norm(rows_ND, axis=1, keepdims=True)
-    unit_ND: NDArray[np.float32] = rows_ND / np.maximum(norm_N1, np.finfo(np.float32).tiny)
-    return unit_ND
-
-
-def _tensor(codes: NDArray[Any]) -> Any:  # noqa: ANN401 - torch is not imported here
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingPackageError(
-            "convert_to_tensor=True needs torch, which is not installed",
-            "pip install torch, or take the numpy array",
-        ) from error
-    return torch.from_numpy(codes)

@@ -26,7 +26,7 @@ __all__ = ["all_texts", "held", "texts"]
 BY_ROW = Formats(SCHEMES["int8-cpu"].linear)
 OPTIONS = GraphOptions(
     Precision.FP32,
-    formats=Formats(SCHEMES["int8-cpu"].linear, is_static=True),
+    formats=Formats(SCHEMES["int8-cpu"].linear, per_token=("*.down_proj",)),
     rotates=True,
     kernels=Kernels.CPU,
 )
@@ -78,7 +78,7 @@ def test_each_product_has_an_unsigned_left_side(tmp_path: Path, tiny_weights: We
     assert len(products) == 7 * factories.TINY.backbone.num_layers + 4
 
 
-def test_only_down_proj_has_a_range_per_token() -> None:
+def test_only_named_linears_have_a_range_per_token() -> None:
     block = author_graph(factories.TINY, OPTIONS)
     reduced = [n for n in block.builder.nodes if n.op_type == "ReduceMax"]
     layers = factories.TINY.backbone.num_layers
@@ -102,8 +102,8 @@ def test_what_the_cpu_form_cannot_be_is_refused(values: dict[str, object], named
         load_recipe(None, {"precision": "int8-cpu", **values})
 
 
-def test_without_texts_or_rotation_every_token_has_a_range_of_its_own() -> None:
-    for values in ({"rounding": "nearest"}, {"rotate": False}):
-        recipe = load_recipe(None, {"precision": "int8-cpu", **values})
-        assert not recipe.formats.is_static
-    assert load_recipe(None, {"precision": "int8-cpu"}).formats.is_static
+def test_without_texts_every_token_has_a_range_of_its_own() -> None:
+    recipe = load_recipe(None, {"precision": "int8-cpu", "rounding": "nearest"})
+    assert recipe.formats.per_token == ("*",)
+    assert not recipe.measures_ranges
+    assert load_recipe(None, {"precision": "int8-cpu"}).measures_ranges

@@ -58,4 +58,25 @@ def test_scales_are_float16_values_and_zeros_have_one() -> None:
 
 def test_few_tokens_of_a_batch_are_kept() -> None:
     inputs = seen(noise(1000, 4))
-    assert 32 <= len(inputs.rows_NI[0]) < 64
+    assert 32 + 8 <= sum(map(len, inputs.rows_NI)) < 64 + 8
+
+
+def test_the_largest_token_of_many_is_kept_wherever_it_is() -> None:
+    x_NI = noise(1000, 64)
+    x_NI[777] *= 30
+    scale = seen(x_NI).find_scale(noise(16, 64), Code.FP8)
+    assert scale * Code.FP8.greatest > 0.9 * float(x_NI.abs().max())
+
+
+def test_the_worst_token_is_the_one_that_is_clipped_or_crushed() -> None:
+    x_NI, weight_OI = noise(32, 64), noise(16, 64)
+    assert seen(x_NI).worst_token(weight_OI, Code.INT8) < 1e-3
+    x_NI[5] *= 300
+    assert seen(x_NI).worst_token(weight_OI, Code.INT8) > 0.1
+
+
+def test_the_worst_token_shows_even_where_it_hardly_counts_in_the_mean() -> None:
+    x_NI, weights_N1 = noise(32, 64), torch.ones(32, 1)
+    x_NI[5] *= 300
+    weights_N1[5] = 1e-5
+    assert seen(x_NI, weights_N1).worst_token(noise(16, 64), Code.INT8) > 0.9

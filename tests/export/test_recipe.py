@@ -48,6 +48,18 @@ FAULTS = {
     "path of a wrong kind": ("checkpoint = 3", ["checkpoint is 3", "a path"]),
     "keep_share of all": ("precision = 'int8'\nkeep_share = 1", ["keep_share is 1", "below 1"]),
     "keep_share as a text": ("precision = 'fp8'\nkeep_share = '0.1'", ["keep_share is '0.1'"]),
+    "per_token without ranges": (
+        "precision = 'int8'\nper_token = ['*']\nrounding = 'nearest'",
+        ["per_token without calibration"],
+    ),
+    "per_token of all and of some": (
+        "precision = 'int8'\nper_token = ['*']\nactivations = 'row'",
+        ["per_token with activations"],
+    ),
+    "per_token of weights alone": (
+        "precision = 'int4-weight'\nper_token = ['*']",
+        ["per_token with precision int4-weight"],
+    ),
     "keep_share without rounding": ("keep_share = 0.1", ["keep_share without a precision"]),
     "several": (
         "a = 1\nopset = 1\npooler = 'x'",

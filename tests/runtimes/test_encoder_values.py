@@ -1,0 +1,38 @@
+"""Tests of nvembed_deploy/runtimes/encoder_values.py: texts in, unit rows and tensors out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nvembed_deploy.errors import InputError
+from nvembed_deploy.runtimes.encoder_values import checked, tensor_of, texts_of, unit_rows
+
+
+@pytest.mark.parametrize("inputs", ["a", ["a"], ("a",), np.array(["a"])])
+def test_a_text_and_lists_tuples_and_arrays_of_texts_become_a_list(inputs: object) -> None:
+    assert texts_of(inputs) == ["a"]
+
+
+@pytest.mark.parametrize("inputs", [7, None, {"a": 1}, (text for text in "ab")])
+def test_what_is_no_list_of_texts_is_refused_with_its_kind(inputs: object) -> None:
+    with pytest.raises(InputError, match=type(inputs).__name__):
+        texts_of(inputs)
+
+
+def test_the_element_that_is_no_text_is_named_when_it_is_reached() -> None:
+    texts = checked(iter(["a", "b", None]))
+    assert [next(texts), next(texts)] == ["a", "b"]
+    with pytest.raises(InputError, match=r"inputs\[2\] is a NoneType"):
+        next(texts)
+
+
+def test_rows_become_unit_and_zeros_stay() -> None:
+    np.testing.assert_allclose(unit_rows([[3, 4], [0, 0]]), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    assert unit_rows([3.0, 4.0]).shape == (1, 2)
+
+
+def test_a_tensor_holds_the_same_numbers() -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert torch.equal(tensor_of(rows), torch.tensor([[0.0, 1, 2], [3, 4, 5]]))
