@@ -60,7 +60,10 @@ bench: install ## export memory, time and disk at full width; LAYERS=32 is NV-Em
 	$(BIN)/python -m benchmarks.lean_export --layers $(LAYERS)
 
 perf: demo ## the demo's speed beside others, held against benchmarks/ratios.toml (10 minutes)
-	$(BIN)/python -m nvembed_deploy.bench fp32=build/demo/artifact --checkpoint build/demo/checkpoint \
+	$(BIN)/nvembed-deploy export build/demo/checkpoint build/perf/int8-cpu --precision int8-cpu \
+		--rounding nearest --overwrite
+	$(BIN)/python -m nvembed_deploy.bench fp32=build/demo/artifact int8-cpu=build/perf/int8-cpu \
+		--checkpoint build/demo/checkpoint \
 		--against sentence-transformers sentence-transformers-best --mix $(MIX) --threads 1 \
 		--ratios benchmarks/ratios.toml --json build/perf/bench.json --html build/perf/bench.html
 
