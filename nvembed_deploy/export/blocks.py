@@ -6,7 +6,7 @@ Only one block is in memory. Shapes: B batch, S sequence, D hidden, I inputs, O 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class Blocks:
         return self._module(self._model.pooler, "pooler.")
 
     def pool(
-        self, pooler: nn.Module, states: States, weigh: Weigh | None = None
+        self, pooler: nn.Module, states: Iterable[torch.Tensor], weigh: Weigh | None = None
     ) -> Iterator[torch.Tensor]:
         """Yield each batch's embeddings [B, D]."""
         for hidden, batch in zip(states, self.batches, strict=True):

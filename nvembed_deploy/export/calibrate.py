@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from nvembed_deploy.export.blocks import Blocks, linears_of
+from nvembed_deploy.export.blocks import Blocks, States, linears_of
 from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.compensate import compensate
 from nvembed_deploy.export.formats import Activations, Code, Formats
 from nvembed_deploy.export.graph_linear import GraphLinear, first_of, is_shared
 from nvembed_deploy.export.linear_weights import LinearWeights
+from nvembed_deploy.export.memory import give_back
 from nvembed_deploy.export.quantized import Quantized
 from nvembed_deploy.export.ranges import InputObserver
 from nvembed_deploy.text import Batch
@@ -75,22 +76,41 @@ class CompensatingQuantizer:
     def _run(self) -> Iterator[dict[str, Quantized]]:
         blocks, states = self._blocks, self._blocks.embed()
         for index in range(blocks.spec.backbone.num_layers):
-            layer = blocks.layer(index)
-            yield self._quantize(layer, lambda inputs: blocks.through(layer, states, inputs.weigh))  # noqa: B023
-            for place, hidden in enumerate(blocks.through(layer, states)):
-                states[place] = hidden
+            yield self._quantize_layer(index, states)
         states, pooler = blocks.normed(states), blocks.pooler()
-        yield self._quantize(pooler, lambda inputs: blocks.pool(pooler, states, inputs.weigh))
+        used_up = (states.pop(0) for _ in range(len(states)))  # before its matrices are inverted
+        yield self._quantize(
+            pooler, lambda inputs: blocks.pool(pooler, used_up, inputs.weigh), is_last=True
+        )
+
+    def _quantize_layer(self, index: int, states: States) -> dict[str, Quantized]:
+        """Round a layer's linears, and pass the states on; the layer itself is not kept."""
+        layer = self._blocks.layer(index)
+        rounded = self._quantize(
+            layer, lambda inputs: self._blocks.through(layer, states, inputs.weigh)
+        )
+        for place, hidden in enumerate(self._blocks.through(layer, states)):
+            states[place] = hidden
+        return rounded
 
     def _quantize(
-        self, module: nn.Module, run: Callable[[_Inputs], Iterable[torch.Tensor]]
+        self,
+        module: nn.Module,
+        run: Callable[[_Inputs], Iterable[torch.Tensor]],
+        *,
+        is_last: bool = False,
     ) -> dict[str, Quantized]:
-        """Run a block once to see its inputs, then round its linears."""
+        """Run a block once to see its inputs, then round its linears; the last runs no more."""
         linears, inputs = linears_of(module), _Inputs()
         for linear in linears:
             linear.observer = inputs
         deque(run(inputs), maxlen=0)
-        rounded = {linear.name: _quantized(linear, inputs) for linear in linears}
+        give_back()
+        rounded: dict[str, Quantized | None] = {}
+        for linear in linears:
+            rounded[linear.name] = _quantized(linear, inputs)
+            if is_last:
+                linear.drop()
         self.ranges |= {
             linear.name: LinearRange(
                 inputs.seen[first_of(linear.name)].largest,

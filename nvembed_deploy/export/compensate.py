@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nvembed_deploy.export.formats import Code, LinearFormat
-from nvembed_deploy.export.quantize import find_scales, round_to_code, to_codes
+from nvembed_deploy.export.quantize import STORED, find_scales, round_to_code, to_codes
 from nvembed_deploy.export.quantized import Quantized
 
 _DAMPING = 0.01
@@ -32,28 +32,28 @@ def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearForma
     """
     scale_OG = find_scales(weight_OI, form)
     order_I = energy_II.diagonal().argsort(descending=True)
-    factor_II = _inverse_factor(energy_II, order_I)
+    lower_II = _reversed_factor(energy_II, order_I)
     del energy_II  # as large as the weight and more, and often nobody else's
     left_OI = torch.from_numpy(weight_OI)[:, order_I]
-    column_scale_OI = torch.from_numpy(scale_OG)[:, order_I // (len(order_I) // scale_OG.shape[1])]
-    scaled_OI = torch.empty_like(left_OI)
-    for start in range(0, left_OI.shape[1], _COLUMNS):
-        part = slice(start, start + _COLUMNS)
-        errors = _round_columns(
-            left_OI[:, part], column_scale_OI[:, part], factor_II[part, part], form.code
-        )
-        scaled_OI[:, part] = left_OI[:, part] / column_scale_OI[:, part]
-        left_OI[:, start + _COLUMNS :] -= errors @ factor_II[part, start + _COLUMNS :]
-    codes_OI = to_codes(scaled_OI[:, order_I.argsort()], form.code)
+    codes_OI = np.empty(weight_OI.shape, STORED[form.code])
+    group_I = order_I // (len(order_I) // scale_OG.shape[1])
+    for start in range(0, len(order_I), _COLUMNS):
+        stop = min(start + _COLUMNS, len(order_I))
+        part_OC = left_OI[:, start:stop]
+        scale_OC = torch.from_numpy(scale_OG)[:, group_I[start:stop]]
+        factor_CC, factor_CI = _rows(lower_II, start, stop)
+        errors_OC = _round_columns(part_OC, scale_OC, factor_CC, form.code)
+        codes_OI[:, order_I[start:stop].numpy()] = to_codes(part_OC / scale_OC, form.code)
+        left_OI[:, stop:].addmm_(errors_OC, factor_CI, alpha=-1)
     return Quantized(codes_OI, scale_OG)
 
 
-def _inverse_factor(energy_II: torch.Tensor, order_I: torch.Tensor) -> torch.Tensor:
-    """Return upper U with U^T U the inverse of the damped energy, its inputs in this order.
+def _reversed_factor(energy_II: torch.Tensor, order_I: torch.Tensor) -> torch.Tensor:
+    """Return upper U, axes reversed; U^T U is the inverse of the damped energy in this order.
 
     With R upper and R R^T the energy, U is the inverse of R; R is the Cholesky factor of the energy
-    with rows and columns reversed. Never more than two matrices of this size beside the energy: a
-    7B model's largest is 0.8 GB.
+    with rows and columns reversed. Never more than one matrix of this size beside the energy: the
+    largest of NV-Embed, of its pooler's last linear, is 1 GB.
     """
     damping = _DAMPING * energy_II.diagonal().mean() + torch.finfo(torch.float32).tiny
     reversed_II = torch.empty_like(energy_II)
@@ -63,7 +63,14 @@ def _inverse_factor(energy_II: torch.Tensor, order_I: torch.Tensor) -> torch.Ten
         reversed_II[rows] = energy_II[backwards_I[rows]][:, backwards_I]
     reversed_II.diagonal().add_(damping)
     torch.linalg.cholesky(reversed_II, out=reversed_II)
-    return _invert_lower(reversed_II).flip(0, 1)
+    return _invert_lower(reversed_II)
+
+
+def _rows(lower_II: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return U[start:stop, start:stop] and U[start:stop, stop:] of U reversed."""
+    size = len(lower_II)
+    reversed_CI = lower_II[size - stop : size - start, : size - start].flip(0, 1)
+    return reversed_CI[:, : stop - start], reversed_CI[:, stop - start :]
 
 
 def _invert_lower(lower_II: torch.Tensor) -> torch.Tensor:

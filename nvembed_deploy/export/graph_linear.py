@@ -58,6 +58,10 @@ class GraphLinear(nn.Module):
             return round_to_code(x / self.input_scale, form.code) * self.input_scale
         return x
 
+    def drop(self) -> None:
+        """Free the weight: the linear is not run again."""
+        self.weight_OI = torch.empty(0)
+
     def take(self, quantized: Quantized) -> None:
         """Be the rounded linear from now on."""
         self.input_scale = quantized.input_scale

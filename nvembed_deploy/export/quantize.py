@@ -12,11 +12,12 @@ import torch
 from nvembed_deploy.export.formats import Code, LinearFormat
 from nvembed_deploy.export.quantized import Quantized, blocks
 
-_STORED = {
+STORED = {
     Code.INT8: np.dtype(np.int8),
     Code.INT4: np.dtype(np.int8),
     Code.FP8: np.dtype(ml_dtypes.float8_e4m3fn),
 }
+"""What codes are kept in; 4-bit ones lie one in a byte until they are written."""
 _SMALLEST_SCALE = 2.0**-20
 """Of float16, which scales are stored in: 4 bits of a subnormal are left. Only all-zero rows of a
 weight come near it."""
@@ -89,7 +90,7 @@ def to_codes(scaled: torch.Tensor, code: Code) -> np.ndarray:
         codes = clipped.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
     else:
         codes = clipped.round_().to(torch.int8).numpy()
-    stored: np.ndarray = codes.view(_STORED[code])
+    stored: np.ndarray = codes.view(STORED[code])
     return stored
 
 

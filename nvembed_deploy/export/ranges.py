@@ -51,7 +51,7 @@ class SeenInputs:
     def find_scale(self, weight_OI: torch.Tensor, code: Code) -> float:
         """Return the scale, a float16 value, with the least error in the linear's output."""
         rows_NI, weights_N1 = torch.cat(self.rows_NI), torch.cat(self.weights_N1)
-        counts_I = weight_OI.square().sum(0)
+        counts_I = weight_OI.norm(dim=0).square()
         best, least = 0.0, float("inf")
         for fraction in _FRACTIONS:
             scale = _storable(self.largest * fraction / code.greatest)
@@ -66,7 +66,7 @@ class SeenInputs:
 
         It is relative to the token's own output: 1 is a token of which nothing is left.
         """
-        scale, counts_I = self.find_scale(weight_OI, code), weight_OI.square().sum(0)
+        scale, counts_I = self.find_scale(weight_OI, code), weight_OI.norm(dim=0).square()
         worst = 0.0
         for rows_NI in self.rows_NI:
             error_NI = round_to_code(rows_NI / scale, code).mul_(scale).sub_(rows_NI).square_()
@@ -92,11 +92,13 @@ class InputObserver:
 
     def add(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add a batch of inputs [B, S, I], or of pooled features [B, I], of a linear."""
+        # Per token first: copies of what the pooler's widest linear gives would be gigabytes.
+        largest = torch.maximum(y.amax(-1), -y.amin(-1))
         weights_N1 = torch.ones(len(x), 1)
         if x.dim() == self.token_weights_BS1.dim():
             kept = self.token_weights_BS1[..., 0] > 0
-            x, y, weights_N1 = x[kept], y[kept], self.token_weights_BS1[kept]
-        self.outputs[name] = max(self.outputs.get(name, 0.0), float(y.abs().max()))
+            x, largest, weights_N1 = x[kept], largest[kept], self.token_weights_BS1[kept]
+        self.outputs[name] = max(self.outputs.get(name, 0.0), float(largest.max()))
         if first_of(name) == name:
             is_added = name.endswith(_ADD_TO_STATES)
             self.see(name, x, weights_N1 if is_added else torch.ones_like(weights_N1))

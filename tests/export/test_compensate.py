@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvembed_deploy.export.compensate import _inverse_factor, compensate
+from nvembed_deploy.export.compensate import _reversed_factor, compensate
 from nvembed_deploy.export.formats import Activations, Code, LinearFormat
 from nvembed_deploy.export.quantize import round_nearest
 from tests import factories
@@ -70,7 +70,7 @@ def test_the_factor_is_that_of_the_damped_inverse(size: int) -> None:
     x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(0))
     energy = (x.T @ x) * torch.linspace(0.1, 3, size).outer(torch.linspace(0.1, 3, size))
     order = energy.diagonal().argsort(descending=True)
-    upper = _inverse_factor(energy, order)
+    upper = _reversed_factor(energy, order).flip(0, 1)
     damped = energy.double()[order][:, order]
     damped.diagonal().add_(0.01 * damped.diagonal().mean())
     assert torch.equal(upper, upper.triu())
