@@ -106,12 +106,13 @@ class ExportRecipe:
         }
         if self.formats.linear is None:
             return shaped
+        is_by_token = self.formats.linear.activations is Activations.ROW
         shaped |= {
             "activations": self.formats.linear.activations.value,
             "kernels": self.kernels.value,
             "rotate": self.rotates,
             "rounding": self.rounding.value,
-            "per_token": list(self.formats.per_token),
+            "per_token": list(self.formats.per_token) if is_by_token else [],
             "keep": list(self.keep),
             "keep_share": self.keep_share,
             "fp8_attention": self.fp8_attention,
