@@ -1,15 +1,14 @@
 """This file owns the proof that a long run needs no more memory than a short one.
 
 It embeds short texts, all different, with `Encoder.encode_stream` and notes resident memory and
-speed on the way. Without an artifact it makes a model of one narrow layer: then nearly all time is
-the host's (tokens, batches, copies), which is what there is to see in a million texts.
+speed on the way. Without an artifact it takes the tests' tiny model: then much of the time is the
+host's (tokens, batches, copies), which is what there is to see in a million texts.
 Run: python -m benchmarks.many_texts --texts 1000000
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -21,52 +20,36 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.lean_export import write_random_checkpoint
 from nvembed_deploy import load_encoder
-from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec
 
 _MIB = 1 << 20
 _WORDS = 8
 _MARKS = 10
-_VOCABULARY = 8000
-_SMALL = dataclasses.replace(
-    ModelSpec(),
-    backbone=BackboneSpec(
-        vocab_size=_VOCABULARY,
-        hidden_size=64,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=2,
-        head_width=16,
-        intermediate_size=96,
-    ),
-    pooler=PoolerSpec(num_latents=16, num_heads=2, head_width=64, feed_width=256),
-    name="small",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Stream, watch, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("artifact", type=Path, nargs="?", help="default: a model of one layer")
+    parser.add_argument("artifact", type=Path, nargs="?", help="default: the tests' tiny model")
     parser.add_argument("--texts", type=int, default=1_000_000)
     parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        result = _measure(args.artifact or _small_artifact(Path(folder)), args.texts)
+        result = _measure(args.artifact or _tiny_artifact(Path(folder)), args.texts)
     print(json.dumps(result, indent=2))  # noqa: T201
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def _small_artifact(folder: Path) -> Path:
+def _tiny_artifact(folder: Path) -> Path:
     from nvembed_deploy.export.pipeline import plan_export, run_export
     from nvembed_deploy.export.recipe import load_recipe
+    from tests.factories import write_released
 
-    write_random_checkpoint(folder / "checkpoint", _SMALL)
+    checkpoint = write_released(folder / "checkpoint")
     recipe = load_recipe(None, {"precision": "fp32"})
-    run_export(plan_export(folder / "checkpoint", recipe), folder / "artifact")
+    run_export(plan_export(checkpoint, recipe), folder / "artifact")
     return folder / "artifact"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-from nvembed_deploy.export.blocks import Blocks, Weigh, linears_of
+from nvembed_deploy.export.blocks import Blocks, States, Weigh, few_of, linears_of
 from nvembed_deploy.export.formats import Activations, Formats
 from nvembed_deploy.export.graph_linear import first_of
 from nvembed_deploy.export.linear_weights import LinearWeights
@@ -22,8 +22,6 @@ from nvembed_deploy.text import Batch
 
 _WORST = 0.01
 """Squared error beside the token's own output: a tenth of what the linear gives for it is lost."""
-_BATCHES = 4
-"""Of the calibration's, evenly spread over lengths."""
 
 
 @torch.inference_mode()
@@ -37,8 +35,7 @@ def find_uneven(
 
     One block is in memory, and the states of the texts used.
     """
-    few = [batches[i] for i in sorted({len(batches) * i // _BATCHES for i in range(_BATCHES)})]
-    blocks, uneven = Blocks(linears, formats, few), []
+    blocks, uneven = Blocks(linears, formats, few_of(batches)), []
     states = blocks.embed()
     for index in range(blocks.spec.backbone.num_layers):
         layer = blocks.layer(index)
@@ -53,7 +50,7 @@ def find_uneven(
 
 def _measure(
     block: nn.Module, run: Callable[[Weigh], Iterable[torch.Tensor]]
-) -> tuple[list[str], list[torch.Tensor]]:
+) -> tuple[list[str], States]:
     """Return a block's uneven linears, and what comes out of the float block."""
     observer, linears = InputObserver(is_sampled=False), linears_of(block)
     codes = {

@@ -14,15 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nvembed_deploy.export.blocks import Blocks, States, linears_of
+from nvembed_deploy.export.blocks import Blocks, States, few_of, linears_of
 from nvembed_deploy.export.formats import Formats, LinearFormat
 from nvembed_deploy.export.graph_linear import GraphLinear, first_of
 from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.quantize import round_nearest
 from nvembed_deploy.text import Batch
-
-_BATCHES = 4
-"""Of the calibration's, evenly spread over lengths: an order, not a value, is measured."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def measure_harm(
     Weights are rounded to nearest, and inputs where the format says so; static ranges are not found
     yet and are left out. One block is in memory, and the states of the texts used.
     """
-    few = [batches[i] for i in sorted({len(batches) * i // _BATCHES for i in range(_BATCHES)})]
+    few = few_of(batches)
     blocks = Blocks(linears, formats, few)
     states, harms = blocks.embed(), []
     for index in range(blocks.spec.backbone.num_layers):

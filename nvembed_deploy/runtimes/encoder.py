@@ -174,11 +174,11 @@ class Encoder:
         prefix = self._prefix(prompt_name, prompt, instruction)
         stream = self._stream(prefix, batch_size, max_length)
         width, texts = self._width(truncate_dim), checked(inputs)
+        is_cut = normalize_embeddings and truncate_dim is not None
 
         def rows() -> Iterator[NDArray[np.float32]]:
             with progress_bar(total, show_progress_bar) as advance:
                 for window_ND in stream.embed(texts, advance):
-                    is_cut = normalize_embeddings and truncate_dim is not None
                     yield unit_rows(window_ND[:, :width]) if is_cut else window_ND[:, :width]
 
         return rows()

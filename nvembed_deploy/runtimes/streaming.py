@@ -78,7 +78,8 @@ class Stream:
         parts = iter(lambda: list(islice(rest, self.window_texts)), [])
         first, part = next(parts, []), next(parts, [])
         if not part:  # a query: a thread would cost more than it hides
-            yield from [self._prepare(first, 0)] if first else []
+            if first:
+                yield self._prepare(first, 0)
             return
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize") as pool:
             upcoming, start = pool.submit(self._prepare, first, 0), len(first)
