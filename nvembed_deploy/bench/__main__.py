@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -183,12 +184,12 @@ def _checkpoint(args: argparse.Namespace, sides: list[Side]) -> Path | None:
 
 @contextmanager
 def _progress() -> Iterator[Note]:
-    """Yield a function that shows what is done now, where standard error is a terminal."""
+    """Yield a function that shows on standard error what is done now: a line each in a log."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console, started = Console(stderr=True), time.monotonic()
     if not console.is_terminal:
-        yield lambda _text: None
+        yield lambda text: console.print(f"{time.monotonic() - started:5.0f} s  {text}")
         return
     with console.status("") as status:
         yield status.update

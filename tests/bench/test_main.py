@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def test_sides_are_measured_in_turns_and_compared(
     page = tmp_path / "bench.html"
     words += ["--against", "sentence-transformers", "--json", str(out), "--html", str(page), *QUICK]
     assert main(words) == 0
-    shown = capsys.readouterr().out
+    shown, log = capsys.readouterr()
+    assert re.search(r"^ +\d+ s  small: round 1 of \d+, 8 texts$", log, re.MULTILINE)
     found = json.loads(out.read_text())
     (numbers,) = found["mixes"]
     assert list(numbers["sides"]) == ["onnx", "sentence-transformers"]
