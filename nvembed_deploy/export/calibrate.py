@@ -44,9 +44,9 @@ class _Inputs(InputObserver):
             self.energy[name] = x_NI.T @ x_NI
 
     def take_energy(self, name: str) -> torch.Tensor:
-        """Return the energy of a linear's input, and forget it unless another shares it."""
+        """Return the energy of a linear's input: a copy where others share it."""
         first = first_of(name)
-        return self.energy[first] if is_shared(first) else self.energy.pop(first)
+        return self.energy[first].clone() if is_shared(first) else self.energy.pop(first)
 
     def find_scale(self, name: str, weight_OI: torch.Tensor, code: Code) -> float:
         """Return the one scale of a linear's input, found for the first that shares it."""

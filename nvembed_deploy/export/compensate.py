@@ -19,7 +19,7 @@ _DAMPING = 0.01
 _COLUMNS = 128
 """Columns rounded before the rest of the weight is updated: one product instead of 128."""
 _ROWS = 512
-"""Rows of an energy that are copied or inverted at once."""
+"""Rows (or columns) of an energy that are moved or inverted at once."""
 
 
 def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearFormat) -> Quantized:
@@ -27,13 +27,12 @@ def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearForma
 
     Args:
         weight_OI: float32.
-        energy_II: float32, symmetric.
+        energy_II: float32, symmetric. It is used up: its memory holds what is computed from it.
         form: the code and the blocks.
     """
     scale_OG = find_scales(weight_OI, form)
     order_I = energy_II.diagonal().argsort(descending=True)
     lower_II = _reversed_factor(energy_II, order_I)
-    del energy_II  # as large as the weight and more, and often nobody else's
     left_OI = torch.from_numpy(weight_OI)[:, order_I]
     codes_OI = np.empty(weight_OI.shape, STORED[form.code])
     group_I = order_I // (len(order_I) // scale_OG.shape[1])
@@ -52,18 +51,22 @@ def _reversed_factor(energy_II: torch.Tensor, order_I: torch.Tensor) -> torch.Te
     """Return upper U, axes reversed; U^T U is the inverse of the damped energy in this order.
 
     With R upper and R R^T the energy, U is the inverse of R; R is the Cholesky factor of the energy
-    with rows and columns reversed. Never more than one matrix of this size beside the energy: the
-    largest of NV-Embed, of its pooler's last linear, is 1 GB.
+    with rows and columns reversed. All of it in the energy's own memory: the largest of NV-Embed,
+    of its pooler's last linear, is 1 GB.
     """
     damping = _DAMPING * energy_II.diagonal().mean() + torch.finfo(torch.float32).tiny
-    reversed_II = torch.empty_like(energy_II)
-    backwards_I = order_I.flip(0)
-    for start in range(0, len(order_I), _ROWS):
-        rows = slice(start, start + _ROWS)
-        reversed_II[rows] = energy_II[backwards_I[rows]][:, backwards_I]
-    reversed_II.diagonal().add_(damping)
-    torch.linalg.cholesky(reversed_II, out=reversed_II)
-    return _invert_lower(reversed_II)
+    _permute(energy_II, order_I.flip(0))
+    energy_II.diagonal().add_(damping)
+    torch.linalg.cholesky(energy_II, out=energy_II)
+    return _invert_lower(energy_II)
+
+
+def _permute(matrix_II: torch.Tensor, order_I: torch.Tensor) -> None:
+    """Put a matrix's rows and columns into this order, in place."""
+    for part_IC in torch.split(matrix_II, _ROWS, dim=1):
+        part_IC.copy_(part_IC[order_I])
+    for part_CI in torch.split(matrix_II, _ROWS):
+        part_CI.copy_(part_CI[:, order_I])
 
 
 def _rows(lower_II: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:

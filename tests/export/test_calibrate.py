@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
-from nvembed_deploy.export.calibrate import CompensatingQuantizer
+from nvembed_deploy.export.calibrate import CompensatingQuantizer, _Inputs
 from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.formats import SCHEMES, Activations, Formats
 from nvembed_deploy.export.graph import GraphOptions, author_graph
@@ -128,3 +129,10 @@ def test_kept_linears_stay_float_and_the_rest_is_calibrated_around_them(
     options = replace(options, formats=replace(options.formats, keep=("*down_proj", "pooler.*")))
     path = write(tiny_weights, options, tmp_path / "kept", texts)
     assert np.isfinite(run(path, batch((5, 9)))).all()
+
+
+def test_rounding_one_linear_does_not_use_up_what_another_reads() -> None:
+    inputs = _Inputs()
+    inputs.see("layer.gate_proj", torch.ones(2, 3), torch.ones(2, 1))
+    inputs.take_energy("layer.gate_proj").zero_()
+    assert torch.equal(inputs.take_energy("layer.up_proj"), torch.full((3, 3), 2.0))
