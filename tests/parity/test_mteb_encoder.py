@@ -9,11 +9,18 @@ from pathlib import Path
 import mteb
 import numpy as np
 import pytest
+from mteb.abstasks import AbsTaskClustering
 from mteb.types import PromptType
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.parity.check import Side, open_subject
-from nvembed_deploy.parity.mteb_encoder import instruction_of, local_task, named_tasks, run_task
+from nvembed_deploy.parity.mteb_encoder import (
+    _resampling,
+    instruction_of,
+    local_task,
+    named_tasks,
+    run_task,
+)
 from nvembed_deploy.parity.scores import items_of
 from nvembed_deploy.parity.suite import KINDS, read_suite
 from tests.parity.small import write_suite
@@ -93,3 +100,14 @@ def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_refused() -> None:
     assert "ArguAna" in names
     with pytest.raises(InputError, match="'NoSuchTask'"):
         named_tasks(["NoSuchTask"])
+
+
+@pytest.mark.parametrize("num_texts", [1, 20, 658, 5000, 16_384, 100_000])
+def test_clustering_draws_no_more_than_mteb_in_more_samples(num_texts: int) -> None:
+    drawn = _resampling(num_texts)
+    size, samples = drawn["max_documents_per_cluster"], drawn["n_clusters"]
+    assert size == min(num_texts, AbsTaskClustering.max_documents_per_cluster)
+    assert AbsTaskClustering.n_clusters <= samples <= 200
+    assert size * samples <= (
+        AbsTaskClustering.max_documents_per_cluster * AbsTaskClustering.n_clusters
+    )
