@@ -28,7 +28,8 @@ class RuntimeOptions:
         device: "cpu", "cuda", "cuda:1"; several, "cuda:0,cuda:1", each hold the model and share the
             batches; for ONNX Runtime also "tensorrt" and "tensorrt-rtx", its
             providers of these names. A device asked for by name is never replaced by another.
-        threads: processor threads of one forward pass.
+        threads: processor threads of one forward pass. None: as many as a container's quota feeds,
+            or what the library takes where there is none.
         use_arena: let ONNX Runtime pool its memory on the processor.
         shrink_arena: give the pool back after each batch. For a GPU shared with others; on a
             processor it costs memory (pieces that cannot be joined: 169 MB where the pool alone

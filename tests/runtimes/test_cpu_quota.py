@@ -1,0 +1,77 @@
+"""Threads in a container: as many as its quota feeds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvembed_deploy import load_encoder
+from nvembed_deploy.runtimes import RuntimeOptions, cpu_quota
+from nvembed_deploy.runtimes.cpu_quota import quota_threads
+
+
+@pytest.fixture(autouse=True)
+def sixty_four_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_quota, "_num_processors", lambda: 64)
+
+
+def machine(folder: Path, own_groups: str, files: dict[str, str]) -> tuple[Path, Path]:
+    """Write the process's groups and the files of a machine's groups."""
+    own = folder / "self"
+    own.write_text(own_groups)
+    for name, text in files.items():
+        path = folder / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return own, folder / "cgroup"
+
+
+V1_FILES = {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}
+
+
+@pytest.mark.parametrize(
+    ("own_groups", "files", "threads"),
+    [
+        ("0::/\n", {"cpu.max": "400000 100000\n"}, 4),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "6400000 100000\n"}, None),
+        ("0::/pod/c\n", {"pod/c/cpu.max": "max 100000", "pod/cpu.max": "300000 100000"}, 3),
+        ("0::/of/the/host\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("7:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n", V1_FILES, 3),
+        ("7:cpuset:/\n", V1_FILES, None),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("0::/\n", {}, None),
+    ],
+)
+def test_the_smallest_quota_around_the_process_counts(
+    tmp_path: Path, own_groups: str, files: dict[str, str], threads: int | None
+) -> None:
+    assert quota_threads(*machine(tmp_path, own_groups, files)) == threads
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
+    assert quota_threads(tmp_path / "none", tmp_path) is None
+
+
+@pytest.mark.parametrize(("options", "threads"), [(None, 3), (RuntimeOptions(threads=5), 5)])
+def test_an_encoder_takes_as_many_threads_as_the_quota_feeds_unless_told(
+    options: RuntimeOptions | None,
+    threads: int,
+    tiny_artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nvembed_deploy.runtimes.quota_threads", lambda: 3)
+    with load_encoder(tiny_artifact, "onnx", device="cpu", options=options) as encoder:
+        session = encoder.runtime._session.get_session_options()
+    assert session.intra_op_num_threads == threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_this_machines_own_groups_can_be_read() -> None:
+    code = "from nvembed_deploy.runtimes.cpu_quota import quota_threads as q; print(q())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "None" or int(run.stdout) >= 1
