@@ -6,6 +6,7 @@ as CUDA graphs, batches are filled up to them, and replayed. Longer batches run 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ TOKEN_SIZES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 arithmetic hides the launches: 32 layers of about 15 kernels, 4 microseconds each, are 2 ms, and 512
 tokens of a 7B model 10 ms at 700 TFLOP/s (computed, not measured)."""
 TEXT_SIZES = (1, 2, 4, 8, 16, 32)
+
+_ONE_CAPTURE = threading.Lock()
 
 Replay = Callable[[], torch.Tensor]
 """Runs the recorded shape on the tensors it was recorded with."""
@@ -121,6 +124,9 @@ def record_cuda_graph(model: PackedModel, batch: PackedBatch) -> Replay:
     """Record the model on these tensors as a CUDA graph.
 
     Source: PyTorch docs, notes/cuda.html, "CUDA Graphs": warm up on a side stream, then capture.
+    Without a stream of its own `torch.cuda.graph` captures on the process's first GPU, whichever
+    the model is on; one capture at a time is PyTorch's rule, and "thread_local" lets the threads of
+    other GPUs work meanwhile.
     """
     side = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream(model.device))
@@ -128,7 +134,11 @@ def record_cuda_graph(model: PackedModel, batch: PackedBatch) -> Replay:
         model(batch)
     torch.cuda.current_stream(model.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with (
+        _ONE_CAPTURE,
+        torch.cuda.device(model.device),
+        torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
+    ):
         embedding_BD = model(batch)
 
     def replay() -> torch.Tensor:

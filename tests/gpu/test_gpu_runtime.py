@@ -93,6 +93,29 @@ def test_torch_on_the_gpu_equals_the_checkpoint_on_the_processor(
 
 
 @needs_torch_cuda
+def test_a_replayed_shape_gives_the_rows_of_the_first_run(tiny_artifact: Path) -> None:
+    options = RuntimeOptions(device=GPU, dtype=Precision.BF16)
+    with load_encoder(tiny_artifact, "torch", options=options) as encoder:
+        first, *again = [encoder.encode(TEXTS, instruction=INSTRUCTION) for _ in range(4)]
+    for rows in again:  # the third records the shape, the fourth replays it
+        np.testing.assert_allclose(rows, first, atol=1e-2)
+        np.testing.assert_allclose((rows * first).sum(1), 1, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2,
+    reason=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, of two",
+)
+def test_each_of_two_gpus_records_its_own_shapes(tiny_artifact: Path, oracle: np.ndarray) -> None:
+    options = RuntimeOptions(device="cuda:0,cuda:1", dtype=Precision.FP16)
+    with load_encoder(tiny_artifact, "torch", options=options) as encoder:
+        for _ in range(8):  # one batch each: enough for both to record and to replay
+            rows = [encoder.encode([text], instruction=INSTRUCTION)[0] for text in TEXTS]
+    cosines = (np.stack(rows) * oracle).sum(1)
+    assert cosines.min() >= MIN_COSINE[Precision.FP16]
+
+
+@needs_torch_cuda
 def test_closing_torch_gives_the_gpu_its_memory_back(tiny_artifact: Path) -> None:
     before = torch.cuda.memory_allocated()
     encoder = load_encoder(tiny_artifact, "torch", device=GPU)
