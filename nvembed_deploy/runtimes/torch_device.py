@@ -42,16 +42,21 @@ def torch_dtype(options: RuntimeOptions, stored: Precision, device: torch.device
     return _DTYPES[options.dtype or default]
 
 
-def check_fp8(device: torch.device) -> None:
+def check_fp8(device: torch.device, what: str, instead: str) -> None:
     """Refuse FP8 products where no tensor core does them.
+
+    Args:
+        device: where they would run.
+        what: needs them; the message begins with it.
+        instead: what to do without them.
 
     Raises:
         HardwareError: the device is no GPU, or one before compute capability 8.9.
     """
     found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if found is None or found < _FP8_CAPABILITY:
-        what = f"SM {found[0]}.{found[1]}" if found else "no NVIDIA GPU"
+        gpu = f"SM {found[0]}.{found[1]}" if found else "no NVIDIA GPU"
         raise HardwareError(
-            f"FP8 products were asked for, and {device} is {what}: they need SM 8.9 or later",
-            "leave out fp8=True, or use an L4, RTX 40, H100 or later",
+            f"{what}, and {device} is {gpu}: FP8 products need SM 8.9 or later",
+            f"{instead}, or use an L4, RTX 40, H100 or later",
         )

@@ -17,7 +17,7 @@ import torch
 from nvembed_deploy import load_encoder
 from nvembed_deploy.errors import HardwareError
 from nvembed_deploy.export.pipeline import plan_export, run_export
-from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.runtimes import RuntimeOptions
 from nvembed_deploy.runtimes.onnx_runtime import OnnxRuntime, _count_gpus
 from nvembed_deploy.spec import Precision
@@ -100,6 +100,20 @@ def test_a_replayed_shape_gives_the_rows_of_the_first_run(tiny_artifact: Path) -
     for rows in again:  # the third records the shape, the fourth replays it
         np.testing.assert_allclose(rows, first, atol=1e-2)
         np.testing.assert_allclose((rows * first).sum(1), 1, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
+    reason=f"torch {torch.__version__} sees no GPU of SM 8.9 or later",
+)
+def test_an_fp8_artifact_on_the_gpu_is_near_its_graph(tiny_assembled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fp8"
+    run_export(plan_export(tiny_assembled, load_recipe(None, {"precision": "fp8"})), out)
+    with load_encoder(out, "torch", device=GPU) as encoder:
+        got = encoder.encode(TEXTS, instruction=INSTRUCTION)
+    with load_encoder(out, "onnx", device="cpu") as encoder:
+        graph = encoder.encode(TEXTS, instruction=INSTRUCTION)
+    assert (got * graph).sum(1).min() > 0.995  # 0.998 on a processor: see test_torch_runtime.py
 
 
 @pytest.mark.skipif(

@@ -15,6 +15,7 @@ from nvembed_deploy.runtimes import RuntimeOptions
 from nvembed_deploy.spec import Precision
 
 TEXTS = ["a cat", "", "then there was another one " * 20, "🦀"]
+LONG = 2
 
 
 def embed(path: Path, runtime: str, **options) -> np.ndarray:
@@ -35,11 +36,11 @@ def test_bfloat16_is_near(tiny_checkpoint: Path):
 
 
 def test_fp8_is_refused_without_tensor_cores(tiny_checkpoint: Path):
-    with pytest.raises(HardwareError, match=r"FP8 products .* SM 8\.9"):
+    with pytest.raises(HardwareError, match=r"fp8=True was given, .* SM 8\.9"):
         embed(tiny_checkpoint, "torch", fp8=True)
 
 
-def export(checkpoint: Path, out: Path, **values: str) -> Path:
+def export(checkpoint: Path, out: Path, **values: object) -> Path:
     run_export(plan_export(checkpoint, load_recipe(None, values)), out)
     return out
 
@@ -50,10 +51,44 @@ def test_an_artifact_is_its_checkpoint(tiny_checkpoint: Path, tmp_path: Path, po
     np.testing.assert_allclose(embed(artifact, "torch"), embed(tiny_checkpoint, "torch"), atol=2e-6)
 
 
-def test_quantised_linears_are_refused(tiny_checkpoint: Path, tmp_path: Path):
-    artifact = export(tiny_checkpoint, tmp_path / "out", precision="int8", rounding="nearest")
-    with pytest.raises(ArtifactError, match="quantised linears"):
+@pytest.mark.parametrize(
+    ("values", "tensor"),
+    [
+        ({"precision": "int8"}, "weight_t"),
+        ({"precision": "int4-weight", "keep": ["pooler.*"]}, "weight_t"),
+        ({"precision": "fp8", "rotate": True}, "pooler.unrotate.weight_t"),
+    ],
+)
+def test_other_quantised_linears_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, values: dict[str, object], tensor: str
+):
+    artifact = export(tiny_checkpoint, tmp_path / "out", rounding="nearest", **values)
+    with pytest.raises(ArtifactError, match=f"does not compute: it has .*{tensor}"):
         embed(artifact, "torch")
+
+
+def test_fp8_linears_ask_for_tensor_cores(tiny_checkpoint: Path, tmp_path: Path):
+    artifact = export(tiny_checkpoint, tmp_path / "out", precision="fp8", rounding="nearest")
+    with pytest.raises(HardwareError, match=r"has FP8 linears, and cpu .* SM 8\.9") as caught:
+        embed(artifact, "torch")
+    assert 'runtime="onnx"' in caught.value.fix
+
+
+@pytest.mark.parametrize("keep", [[], ["*.k_proj", "*.layers.1.*"]], ids=["all", "some kept"])
+def test_an_fp8_artifact_is_computed_with_its_own_codes(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: list[str]
+):
+    """Its products are those of tensor cores by float32 arithmetic here: see `Fp8Linear`."""
+    values = {"precision": "fp8", "keep": keep, "calibration_texts": 16}
+    artifact = export(tiny_checkpoint, tmp_path / "out", **values)
+    monkeypatch.setattr("nvembed_deploy.runtimes.torch_runtime.check_fp8", lambda *_: None)
+    got, graph = embed(artifact, "torch"), embed(artifact, "onnx")
+    exact = embed(tiny_checkpoint, "torch")
+    away_N, between_N = (1 - (rows * graph).sum(1) for rows in (exact, got))
+    assert (between_N < away_N).all()
+    # The graph is in float16: where that moves a value over an edge of E4M3's steps, a short text
+    # shows it; in a long one such steps cancel out, and what is left is what both have rounded.
+    assert between_N[LONG] < away_N[LONG] / 8
 
 
 def test_the_reference_runs_checkpoints_only(tiny_artifact: Path):

@@ -38,7 +38,7 @@ class DenseLinear:
 class Fp8Linear:
     """E4M3 codes with a scale for each output channel; inputs are rounded with one for each token.
 
-    The same numbers as an exported fp8 graph with weights rounded to nearest.
+    The same numbers as an exported fp8 graph: with its codes, or with weights rounded to nearest.
     """
 
     codes_OI: torch.Tensor
@@ -70,3 +70,14 @@ class Fp8Linear:
             product_TO = codes_TI.float() @ self.codes_OI.t().float()
             product_TO = (product_TO * scale_T1 * self.scale_O).to(x_TI.dtype)
         return product_TO if self.bias_O is None else product_TO + self.bias_O
+
+
+@dataclass(frozen=True)
+class JoinedLinear:
+    """Linears of one input that are stored in different ways, their outputs one after another."""
+
+    parts: tuple[Linear, ...]
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """Return [T, O]."""
+        return torch.cat([part(x_TI) for part in self.parts], dim=-1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from nvembed_deploy.model.packed.kernels import Kernels
-from nvembed_deploy.model.packed.linear import DenseLinear, Fp8Linear, Linear
-from nvembed_deploy.model.packed.reader import Reader
+from nvembed_deploy.model.packed.kernels import FP8, Kernels
+from nvembed_deploy.model.packed.linear import DenseLinear, Fp8Linear, JoinedLinear, Linear
+from nvembed_deploy.model.packed.reader import Codes, CodesReader, Reader, no_codes
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Loader:
         device: where they go.
         kernels: the arithmetic between products.
         is_fp8: round linears to FP8.
+        codes: where linears come from that are in FP8 already.
     """
 
     read: Reader
@@ -29,6 +31,7 @@ class Loader:
     device: torch.device
     kernels: Kernels
     is_fp8: bool = False
+    codes: CodesReader = no_codes
 
     def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return one tensor. Norms stay float32: they are small, and their inputs are float32."""
@@ -36,12 +39,24 @@ class Loader:
 
     def linear(self, *names: str, has_bias: bool = False) -> Linear:
         """Return linears that share an input as one, their outputs one after another."""
+        bias_O = self.tensor(f"{names[0]}.bias", self.dtype) if has_bias else None
+        stored = [codes for codes in map(self.codes, names) if codes is not None]
+        if stored and len(stored) == len(names):
+            return self._coded(stored, bias_O)
+        if stored:
+            return JoinedLinear(tuple(self.linear(name) for name in names))
         weights = [self._place(self.read(f"{name}.weight"), self.dtype) for name in names]
         weight_OI = weights[0] if len(weights) == 1 else torch.cat(weights)
-        bias_O = self.tensor(f"{names[0]}.bias", self.dtype) if has_bias else None
         if self.is_fp8:
             return Fp8Linear.of(weight_OI, bias_O, self.kernels)
         return DenseLinear(weight_OI, bias_O)
+
+    def _coded(self, stored: Sequence[Codes], bias_O: torch.Tensor | None) -> Linear:
+        """Return linears in FP8 as one; each is turned on the device, which is faster at it."""
+        parts = [torch.from_numpy(codes.codes_IO).to(self.device).t() for codes in stored]
+        scales = [torch.from_numpy(codes.scale_O).to(self.device) for codes in stored]
+        codes_OI = torch.cat([part.contiguous() for part in parts]).view(FP8)
+        return Fp8Linear(codes_OI, torch.cat(scales), self.kernels, bias_O)
 
     def _place(self, array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

@@ -1,7 +1,8 @@
 """This file owns how the packed model gets its weights: a checkpoint's, or an artifact's.
 
 A reader returns one tensor by our names, float32, linears as [out, in]; `pooler.scores` and
-`pooler.values` are the folded ones (see `fold.py`).
+`pooler.values` are the folded ones (see `fold.py`). Linears that an artifact stores in FP8 can also
+be had as they are. Shapes: O outputs, I inputs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,26 @@ from nvembed_deploy.spec import ModelSpec
 from nvembed_deploy.tensorfile import TensorEntry
 
 Reader = Callable[[str], np.ndarray]
+_SCALE, _FP8 = ".weight_scale", "F8_E4M3"
+_NOT_COMPUTED = (".input_scale", "pooler.unrotate.weight_t")
+"""Ends of names that only graphs have which the packed model does not compute: static ranges, and
+rotated states."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A linear in E4M3: codes_IO as bytes, and float32 scale_O."""
+
+    codes_IO: np.ndarray
+    scale_O: np.ndarray
+
+
+CodesReader = Callable[[str], Codes | None]
+"""Returns a linear as it is stored in FP8; None where it is not."""
+
+
+def no_codes(_name: str) -> None:
+    """Say that no linear is stored in FP8; see `CodesReader`."""
 
 
 def checkpoint_reader(weights: Weights) -> Reader:
@@ -55,6 +76,31 @@ def artifact_reader(spec: ModelSpec, entries: Mapping[str, TensorEntry], path: P
         return stored[name].read().astype(np.float32)
 
     return read
+
+
+def codes_reader(entries: Mapping[str, TensorEntry]) -> CodesReader:
+    """Read the linears of an artifact that are stored in FP8."""
+
+    def read(name: str) -> Codes | None:
+        entry, scale = entries.get(name + ".weight_t"), entries.get(name + _SCALE)
+        if entry is None or scale is None or entry.dtype != _FP8:
+            return None
+        return Codes(entry.read().view(np.uint8), scale.read().astype(np.float32))
+
+    return read
+
+
+def uncomputed(entries: Mapping[str, TensorEntry]) -> str | None:
+    """Return a tensor of an artifact that the packed model cannot compute with, if there is one."""
+    for name, entry in entries.items():
+        is_coded = _scale_of(name) in entries and entry.dtype != _FP8
+        if is_coded or name.endswith(_NOT_COMPUTED):
+            return name
+    return None
+
+
+def _scale_of(name: str) -> str:
+    return name.removesuffix(".weight_t") + _SCALE
 
 
 @dataclass(frozen=True)
