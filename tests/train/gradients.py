@@ -47,4 +47,5 @@ if __name__ == "__main__":
     found = gradients(load_recipe(Path(sys.argv[1])))
     if torch.distributed.get_rank() == 0:
         save_file(found, sys.argv[2])
+    torch.distributed.barrier()  # as the product does: a process that goes first ends the others
     torch.distributed.destroy_process_group()
