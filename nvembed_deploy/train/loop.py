@@ -35,6 +35,7 @@ from nvembed_deploy.train.learner import (
     save_checkpoint,
     whole_weights,
 )
+from nvembed_deploy.train.leaving import leave_group
 from nvembed_deploy.train.loss import allowed_passages, info_nce
 from nvembed_deploy.train.mixture import Blend, Mixture
 from nvembed_deploy.train.recipe import OptimizerSection, TrainRecipe
@@ -159,7 +160,7 @@ class _Run:
         if self.step < steps:
             self._interrupt()
         self._write_checkpoint()
-        self.accelerator.end_training()  # ends the group of processes too
+        leave_group(self.accelerator)
         return self._report()
 
     def _interrupt(self) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from nvembed_deploy.train.batch import make_batch
 from nvembed_deploy.train.learner import Learner
+from nvembed_deploy.train.leaving import leave_group
 from nvembed_deploy.train.loop import _Run
 from nvembed_deploy.train.recipe import TrainRecipe, load_recipe
 from nvembed_deploy.train.run_folder import open_sources
@@ -47,5 +48,6 @@ if __name__ == "__main__":
     found = gradients(load_recipe(Path(sys.argv[1])))
     if torch.distributed.get_rank() == 0:
         save_file(found, sys.argv[2])
-    torch.distributed.barrier()  # as the product does: a process that goes first ends the others
-    torch.distributed.destroy_process_group()
+    accelerator = Accelerator(cpu=True)
+    accelerator.wait_for_everyone()
+    leave_group(accelerator)
