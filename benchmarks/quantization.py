@@ -77,7 +77,7 @@ def main() -> int:
         exact_ND, _ = _encode(
             args.checkpoint, replace(_FP16, precision=Precision.FP32), texts, Path(folder) / "fp32"
         )
-        rows = _earlier(args.json)
+        rows = earlier_rows(args.json)
         for name in args.only or RECIPES:
             got_ND, facts = _encode(args.checkpoint, RECIPES[name], texts, Path(folder) / name)
             rows[name] = {"date": time.strftime("%Y-%m-%d"), **compare(got_ND, exact_ND), **facts}
@@ -93,7 +93,7 @@ def main() -> int:
     return 0
 
 
-def _earlier(path: Path | None) -> dict[str, dict[str, float | str]]:
+def earlier_rows(path: Path | None) -> dict[str, dict[str, float | str]]:
     """Return the rows of the result that is there."""
     if path is None or not path.exists():
         return {}

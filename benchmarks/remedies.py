@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.quantization import compare, held_texts
+from benchmarks.quantization import compare, earlier_rows, held_texts
 from benchmarks.smoothing import smooth
-from nvembed_deploy.checkpoint import open_checkpoint, write_tokenizer
+from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.export.blocks import Blocks, States, linears_of
 from nvembed_deploy.export.calibrate import _Inputs
 from nvembed_deploy.export.calibration_texts import Calibration
@@ -40,7 +40,8 @@ from nvembed_deploy.export.ranges import InputObserver
 from nvembed_deploy.export.rotation import RotatedWeights
 from nvembed_deploy.export.row_ranges import find_uneven
 from nvembed_deploy.model.weights import open_weights
-from nvembed_deploy.text import Batch, Tokenizer
+from nvembed_deploy.runtimes import _tokenizer
+from nvembed_deploy.text import Batch
 
 _Observer = TypeVar("_Observer", bound=InputObserver)
 _Run = Callable[[InputObserver], Iterable[torch.Tensor]]
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args(argv)
     study = _Study(args.checkpoint, held_texts(args.texts))
-    rows = json.loads(args.json.read_text("utf-8"))["rows"] if _exists(args.json) else {}
+    rows = earlier_rows(args.json)
     for name in args.only or VARIANTS:
         started = time.monotonic()
         row = {"date": time.strftime("%Y-%m-%d"), **study.measure(VARIANTS[name])}
@@ -110,10 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             args.json.write_text(json.dumps(_result(args, rows), indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def _exists(path: Path | None) -> bool:
-    return path is not None and path.exists()
 
 
 def _result(args: argparse.Namespace, rows: dict[str, object]) -> dict[str, object]:
@@ -131,12 +128,8 @@ class _Study:
     def __init__(self, checkpoint: Path, texts: Sequence[str]) -> None:
         opened = open_checkpoint(checkpoint)
         self._weights = open_weights(opened)
+        tokenizer = _tokenizer(opened)
         with tempfile.TemporaryDirectory() as folder:
-            write_tokenizer(opened, Path(folder) / "tokenizer.json")
-            spec = opened.spec
-            tokenizer = Tokenizer.load(
-                Path(folder) / "tokenizer.json", spec.text, spec.backbone.vocab_size
-            )
             held = Path(folder) / "held.jsonl"
             held.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
             self._held = Calibration(held, len(texts), 512).batches(tokenizer)
