@@ -51,6 +51,8 @@ NEEDS = {
     "nvembed_deploy.export.linear": "onnx_ir",
     "nvembed_deploy.export.nearest": "torch",
     "nvembed_deploy.export.pipeline": "onnx",
+    "nvembed_deploy.export.layout": "onnx_ir",
+    "nvembed_deploy.export.mean": "onnx_ir",
     "nvembed_deploy.export.pooler": "onnx_ir",
     "nvembed_deploy.export.quantize": "torch",
     "nvembed_deploy.export.ranges": "torch",

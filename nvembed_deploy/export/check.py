@@ -140,7 +140,8 @@ def _run(
         is_last = position == weights.spec.backbone.num_layers + 1
         rotation = None if is_last else subject.rotation
         same = [rotation(state) for state in states] if rotation else states
-        error = max(_relative(a, b) for a, b in zip(same, got, strict=True))
+        kept = [slice(None) if is_last else batch.attention_mask_BS > 0 for batch in batches]
+        error = max(_relative(a[k], b[k]) for a, b, k in zip(same, got, kept, strict=True))
         if error > largest:
             worst, largest = f"block {position} ({error:.2e} of its size)", error
         last = states

@@ -9,7 +9,7 @@ Shapes: B batch, S sequence, D hidden, H heads, K head width, L latents, F feed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from nvembed_deploy.export.cpu_linear import CpuLinearWriter
 from nvembed_deploy.export.dialect import DIALECTS, DROPPED, Angles, CpuDialect, Projected
 from nvembed_deploy.export.formats import Formats, Kernels
 from nvembed_deploy.export.fp8_attention import Fp8AttentionDialect
+from nvembed_deploy.export.layout import Layout, Padded, Unpadded
 from nvembed_deploy.export.linear import LinearWriter
 from nvembed_deploy.export.pooler import PoolerWriter, unit_length
 from nvembed_deploy.export.rotation import UNROTATE, feature_block, hadamard
@@ -49,6 +50,19 @@ class GraphOptions:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a layer stands: its tokens' layout, the additive mask, the rotary angles.
+
+    `is_last`: what it computes after attention is for pooled tokens alone.
+    """
+
+    layout: Layout
+    mask: ir.Value
+    angles: Angles
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
 class Block:
     """A graph, or one of the consecutive blocks it can be cut into, before weights are bound."""
 
@@ -72,11 +86,13 @@ def author_graph(spec: ModelSpec, options: GraphOptions) -> Block:
     _refuse_ablation(spec)
     author = _Author(spec, options)
     input_ids, attention_mask, pool_mask = (author.mask_input(name) for name in INPUTS)
-    hidden = author.embed(input_ids)
-    mask, angles = author.mask(attention_mask), author.angles(input_ids)
-    for layer in range(spec.backbone.num_layers):
-        hidden = author.layer(hidden, layer, mask, angles)
-    output = author.pool(hidden, pool_mask)
+    layout = author.layout(attention_mask, pool_mask)
+    hidden = author.embed(layout.ids(input_ids))
+    place = Place(layout, author.mask(attention_mask), author.angles(input_ids))
+    last = spec.backbone.num_layers - 1
+    for layer in range(last + 1):
+        hidden = author.layer(hidden, layer, replace(place, is_last=layer == last))
+    output = author.pool(hidden, layout)
     return author.block((input_ids, attention_mask, pool_mask), output)
 
 
@@ -107,12 +123,15 @@ def author_blocks(spec: ModelSpec, options: GraphOptions) -> list[Block]:
             blocks.append(author.block((ids,), author.named(HIDDEN, author.embed(ids))))
             continue
         hidden = author.hidden_input()
-        if position == spec.backbone.num_layers:
-            pool_mask = author.mask_input("pool_mask")
-            blocks.append(author.block((hidden, pool_mask), author.pool(hidden, pool_mask)))
+        name = "attention_mask" if position < spec.backbone.num_layers else "pool_mask"
+        mask_BS = author.mask_input(name)
+        layout = author.layout(mask_BS, mask_BS)
+        if name == "pool_mask":
+            output = author.pool(layout.pooled(hidden), layout)
+            blocks.append(author.block((hidden, mask_BS), output))
             continue
-        mask_BS = author.mask_input("attention_mask")
-        output = author.layer(hidden, position, author.mask(mask_BS), author.angles(mask_BS))
+        place = Place(layout, author.mask(mask_BS), author.angles(mask_BS))
+        output = layout.spread(author.layer(layout.kept(hidden), position, place))
         blocks.append(author.block((hidden, mask_BS), author.named(HIDDEN + "_out", output)))
     return blocks
 
@@ -157,6 +176,10 @@ class _Author:
         table = self.b.weight(name, shape)
         return self.b.widen(self.b.op("Gather", table, input_ids_BS, name="embed", axis=0))
 
+    def layout(self, attention_mask_BS: ir.Value, pool_mask_BS: ir.Value) -> Layout:
+        kind = Unpadded if self.options.kernels is Kernels.CPU else Padded
+        return kind(self.b, attention_mask_BS, pool_mask_BS)
+
     def mask(self, attention_mask_BS: ir.Value) -> ir.Value:
         """Return the additive mask, [B, 1, 1 or S, S]: 0 for kept keys."""
         b = self.b
@@ -186,21 +209,23 @@ class _Author:
             cos, sin = (self.b.narrow(b.op(kind, angles)) for kind in ("Cos", "Sin"))
             return Angles(cos, sin, b.op("Expand", positions, shape, name="positions"))
 
-    def layer(self, hidden_BSD: ir.Value, index: int, mask: ir.Value, angles: Angles) -> ir.Value:
+    def layer(self, hidden_BSD: ir.Value, index: int, place: Place) -> ir.Value:
         """Write one decoder layer: attention and gated feed-forward, each with its residual."""
-        b, spec = self.b, self.spec.backbone
+        b, spec, layout = self.b, self.spec.backbone, place.layout
         prefix = f"backbone.layers.{index}."
         hidden, wide = spec.hidden_size, spec.intermediate_size
         query, key = spec.num_heads * spec.head_width, spec.num_kv_heads * spec.head_width
         with b.scope(f"layers.{index}"):
             normal = self.b.narrow(self.rms_norm(hidden_BSD, prefix + "input_layernorm.weight"))
             projected = Projected(
-                self.linear(normal, prefix + "self_attn.q_proj", (hidden, query)),
-                self.linear(normal, prefix + "self_attn.k_proj", (hidden, key)),
-                self.linear(normal, prefix + "self_attn.v_proj", (hidden, key)),
+                layout.spread(self.linear(normal, prefix + "self_attn.q_proj", (hidden, query))),
+                layout.spread(self.linear(normal, prefix + "self_attn.k_proj", (hidden, key))),
+                layout.spread(self.linear(normal, prefix + "self_attn.v_proj", (hidden, key))),
                 prefix + "self_attn.",
             )
-            mixed = self.dialect.attention(projected, mask, angles)
+            mixed = self.dialect.attention(projected, place.mask, place.angles)
+            mixed = layout.pooled(mixed) if place.is_last else layout.kept(mixed)
+            hidden_BSD = layout.pooled_of_kept(hidden_BSD) if place.is_last else hidden_BSD
             update = self.linear(mixed, prefix + "self_attn.o_proj", (query, hidden))
             hidden_BSD = b.op("Add", hidden_BSD, self.b.widen(update))
             normal = self.b.narrow(
@@ -226,8 +251,8 @@ class _Author:
         gain = self.b.wide_weight(name, (self.spec.backbone.hidden_size,))
         return self.dialect.rms_norm(hidden_BSD, gain, self.spec.backbone.rms_norm_eps)
 
-    def pool(self, hidden_BSD: ir.Value, pool_mask_BS: ir.Value) -> ir.Value:
-        """Write final norm, pooler, mean and the unit length."""
+    def pool(self, hidden_BSD: ir.Value, layout: Layout) -> ir.Value:
+        """Write final norm, pooler, mean and the unit length, of the pooled tokens."""
         writer = PoolerWriter(self.b, self.linear, self.spec, self.options.pooler_form)
         with self.b.scope("pooler"):
             states = self.rms_norm(hidden_BSD, "backbone.norm.weight")
@@ -235,6 +260,6 @@ class _Author:
                 size = self.spec.backbone.hidden_size
                 matrix = self.b.weight(UNROTATE + ".weight_t", (size, size))
                 states = self.b.widen(self.b.op("MatMul", self.b.narrow(states), matrix))
-            output = unit_length(self.b, writer(states, pool_mask_BS))
+            output = unit_length(self.b, writer(states, layout.mean()))
         output.name = OUTPUT
         return output

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder
+from nvembed_deploy.export.builder import GraphBuilder
 from nvembed_deploy.export.linear import LinearWriter
-from nvembed_deploy.spec import ModelSpec, PoolerForm, Pooling, Precision
-
-_EPS = 1e-12
-"""Smallest norm divided by, as torch.nn.functional.normalize has it."""
+from nvembed_deploy.export.mean import EPS, Mean
+from nvembed_deploy.spec import ModelSpec, PoolerForm, Pooling
 
 
 def unit_length(b: GraphBuilder, pooled_BD: ir.Value) -> ir.Value:
     """Divide each float32 row by its length."""
     norm = b.op("ReduceL2", pooled_BD, b.constant([-1]), keepdims=1)
-    floor = b.op("Max", norm, b.constant(_EPS, ir.DataType.FLOAT))
+    floor = b.op("Max", norm, b.constant(EPS, ir.DataType.FLOAT))
     return b.op("Div", pooled_BD, floor)
 
 
@@ -33,9 +31,9 @@ class PoolerWriter:
         self._b, self._linear, self._form = builder, linear, form
         self._spec, self._hidden = spec.pooler, spec.backbone.hidden_size
 
-    def __call__(self, states_BSD: ir.Value, pool_mask_BS: ir.Value) -> ir.Value:
+    def __call__(self, states_BSD: ir.Value, mean: Mean) -> ir.Value:
         """Return pooled_BD, float32, not normalised; zeros for a text with no kept token."""
-        b, spec, mean = self._b, self._spec, _Mean(self._b, pool_mask_BS)
+        b, spec = self._b, self._spec
         if spec.pooling is Pooling.MEAN:
             return mean.of_states(states_BSD)
         states_BSD, gated_BSF = self._latent_states(states_BSD)
@@ -97,36 +95,3 @@ class PoolerWriter:
         return b.narrow(
             b.op("LayerNormalization", x, gain, bias, axis=-1, epsilon=eps, stash_type=1)
         )
-
-
-class _Mean:
-    """The mean over kept tokens, [B, D or F], float32."""
-
-    def __init__(self, b: GraphBuilder, pool_mask_BS: ir.Value) -> None:
-        self._b, one = b, b.constant(1.0, ir.DataType.FLOAT)
-        kept = b.op("Cast", pool_mask_BS, to=ir.DataType.FLOAT)
-        count = b.op("ReduceSum", kept, b.constant([-1]), keepdims=1)
-        self.is_any_kept_B1 = b.op("Min", count, one)
-        self._share_BS = b.op("Div", kept, b.op("Max", count, one))
-
-    def of_states(self, states_BSD: ir.Value) -> ir.Value:
-        """Average float32 states by multiplying and adding: no engine's float32 GEMM is needed."""
-        b = self._b
-        shares = b.op("Unsqueeze", self._share_BS, b.constant([2]))
-        return b.op("ReduceSum", b.op("Mul", states_BSD, shares), b.constant([1]), keepdims=0)
-
-    def of_features(self, features_BSF: ir.Value) -> ir.Value:
-        """Average features in the graph's precision as a product, [B, 1, S] x [B, S, F].
-
-        Dividing by the float32 sum of the rounded 1/count removes its rounding.
-        """
-        b, share = self._b, self._share_BS
-        rounds = b.compute is not Precision.FP32
-        share = b.op("Cast", share, to=DATA_TYPES[b.compute]) if rounds else share
-        mixed = b.op("MatMul", b.op("Unsqueeze", share, b.constant([1])), features_BSF)
-        mean_BF = b.op("Squeeze", mixed, b.constant([1]))
-        if not rounds:
-            return mean_BF
-        total = b.op("ReduceSum", b.widen(share), b.constant([-1]), keepdims=1)
-        floor = b.op("Max", total, b.constant(_EPS, ir.DataType.FLOAT))
-        return b.op("Div", b.widen(mean_BF), floor)

@@ -61,7 +61,7 @@ def trace(candidate: Path, reference: Path, precision: str) -> Trace:
             "compare an artifact with the checkpoint it was exported from",
         )
     tolerance = TOLERANCES[precision]
-    drift = [_gram_difference(a, b) for a, b in zip(ours, theirs, strict=True)]
+    drift = [_gram_difference(a, b) for a, b in map(_shared, ours, theirs)]
     first = next((layer for layer, found in enumerate(drift) if found > tolerance), None)
     return Trace(drift, tolerance, first)
 
@@ -152,6 +152,17 @@ def _checkpoint_states(path: Path) -> States:
 
 def _batch(tokenizer: Tokenizer) -> Batch:
     return collate(tokenizer.tokenize([_TEXT], _TASK), tokenizer.spec.pad_id)
+
+
+def _shared(
+    one_SD: NDArray[np.float32], other_SD: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the tokens that both have: a graph may compute its last layer for the pooled alone.
+
+    They are a text's last.
+    """
+    count = min(len(one_SD), len(other_SD))
+    return one_SD[-count:], other_SD[-count:]
 
 
 def _gram_difference(one_SD: NDArray[np.float32], other_SD: NDArray[np.float32]) -> float:
