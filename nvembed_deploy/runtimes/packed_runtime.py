@@ -6,9 +6,11 @@ as CUDA graphs, batches are filled up to them, and replayed. Longer batches run 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,13 +22,19 @@ from nvembed_deploy.runtimes.replay_cache import ReplayCache
 from nvembed_deploy.spec import Pooling
 from nvembed_deploy.text import Batch
 
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
 TOKEN_SIZES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Tokens of recorded shapes: at most half again what a batch of them holds. Beyond the last one
-arithmetic hides the launches: 32 layers of about 15 kernels, 4 microseconds each, are 2 ms, and 512
-tokens of a 7B model 10 ms at 700 TFLOP/s (computed, not measured)."""
+arithmetic hides the launches: they take the host 8 to 10 ms for 32 layers, and 512 tokens of a 7B
+model the GPU 10 ms at 700 TFLOP/s (computed, not measured)."""
 TEXT_SIZES = (1, 2, 4, 8, 16, 32)
 
 _ONE_CAPTURE = threading.Lock()
+"""One capture at a time in a process is PyTorch's rule."""
+
+logger = logging.getLogger(__name__)
 
 Replay = Callable[[], torch.Tensor]
 """Runs the recorded shape on the tensors it was recorded with."""
@@ -52,7 +60,7 @@ class Recording:
 
 
 class PackedRuntime:
-    """The packed model on one device."""
+    """The packed model on one device. Calls of other threads wait: they share recorded tensors."""
 
     name = "torch"
     packs = True
@@ -74,7 +82,8 @@ class PackedRuntime:
         """
         self._model: PackedModel | None = model
         self._recordings: ReplayCache[Recording] = ReplayCache(graphs)
-        self._record = record or record_cuda_graph
+        self._record = record or CudaGraphs(model.device).record
+        self._lock = threading.Lock()
         self.max_tokens = model.spec.backbone.max_positions
 
     @property
@@ -86,13 +95,14 @@ class PackedRuntime:
     @torch.inference_mode()
     def embed(self, batch: Batch) -> NDArray[np.float32]:
         """Return L2-normalised embeddings [B, D], float32, of a right-padded batch."""
-        assert self._model is not None, "the runtime is closed"
-        packed = self._model.pack(batch)
-        embedding_BD = self._replayed(packed, self._model)
-        if embedding_BD is None:
-            embedding_BD = self._model(packed.to(self._model.device))
-        result: NDArray[np.float32] = embedding_BD[: batch.num_texts].cpu().numpy()
-        return result
+        with self._lock:
+            assert self._model is not None, "the runtime is closed"
+            packed = self._model.pack(batch)
+            embedding_BD = self._replayed(packed, self._model)
+            if embedding_BD is None:
+                embedding_BD = self._model(packed.to(self._model.device))
+            result: NDArray[np.float32] = embedding_BD[: batch.num_texts].cpu().numpy()
+            return result
 
     def _replayed(self, packed: PackedBatch, model: PackedModel) -> torch.Tensor | None:
         """Return the embeddings by replay, if the batch's shape is or can now be recorded."""
@@ -108,41 +118,68 @@ class PackedRuntime:
         wide = widen(packed, num_tokens, num_texts)
         if recording is None:
             kept = wide.to(model.device)
-            recording = Recording(kept, self._record(model, kept))
+            try:
+                recording = Recording(kept, self._record(model, kept))
+            except RuntimeError as error:  # of CUDA: most often there is no memory left for it
+                self._recordings.stop()
+                logger.warning("%s is not recorded, nor will others be: %s", key, error)
+                return None
             self._recordings.keep(key, recording)
         return recording.run(wide)
 
     def close(self) -> None:
         """Drop the model and give the GPU's memory back."""
-        self._recordings.clear()
-        self._model = None
+        with self._lock:
+            self._recordings.clear()
+            self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def record_cuda_graph(model: PackedModel, batch: PackedBatch) -> Replay:
-    """Record the model on these tensors as a CUDA graph.
+class CudaGraphs:
+    """Records a model's shapes, all on one stream and in one pool of memory.
 
-    Source: PyTorch docs, notes/cuda.html, "CUDA Graphs": warm up on a side stream, then capture.
-    Without a stream of its own `torch.cuda.graph` captures on the process's first GPU, whichever
-    the model is on; one capture at a time is PyTorch's rule, and "thread_local" lets the threads of
-    other GPUs work meanwhile.
+    Shapes are replayed one after another and their outputs are kept, so that what lies between
+    may share memory; a stream of its own for each would hold a cuBLAS workspace of 32 MiB.
     """
-    side = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream(model.device))
-    with torch.cuda.stream(side):
-        model(batch)
-    torch.cuda.current_stream(model.device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with (
-        _ONE_CAPTURE,
-        torch.cuda.device(model.device),
-        torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
-    ):
-        embedding_BD = model(batch)
 
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return embedding_BD
+    def __init__(self, device: torch.device) -> None:
+        """Take nothing of the device before the first recording."""
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: _POOL_HANDLE | None = None
 
-    return replay
+    def record(self, model: PackedModel, batch: PackedBatch) -> Replay:
+        """Record the model on these tensors as a CUDA graph.
+
+        Source: PyTorch docs, notes/cuda.html, "CUDA Graphs": warm up on a side stream, then
+        capture. Without a stream given `torch.cuda.graph` captures on the process's first GPU,
+        whichever the model is on; "thread_local" lets the threads of other GPUs work meanwhile.
+
+        Raises:
+            RuntimeError: CUDA cannot record it; the thread is on its own stream again.
+        """
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+        before = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(before)
+        with torch.cuda.stream(self._stream):
+            model(batch)
+        before.wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        capture = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            with _ONE_CAPTURE, torch.cuda.device(self._device), capture:
+                embedding_BD = model(batch)
+        except RuntimeError:
+            torch.cuda.set_stream(before)  # a capture that fails to end does not leave its own
+            raise
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return embedding_BD
+
+        return replay

@@ -41,7 +41,7 @@ class RuntimeOptions:
         compiles_engines: let the TensorRT runtimes compile an engine into the artifact where it
             has none for this machine. It takes minutes.
         cuda_graphs: most batch shapes that the TensorRT and torch runtimes keep as CUDA graphs; 0
-            for none.
+            for none. Single texts alone have a shape for each of some thirty lengths.
         fp8: let the torch runtime compute products in FP8 (E4M3), a scale for each token and each
             output channel. Needs an NVIDIA GPU of SM 8.9 or later.
         compiles: let the torch runtime compile what lies between products (torch.compile: about a
@@ -59,7 +59,7 @@ class RuntimeOptions:
     dtype: Precision | None = None
     max_batch_tokens: int | None = None
     compiles_engines: bool = True
-    cuda_graphs: int = 16
+    cuda_graphs: int = 64
     fp8: bool = False
     compiles: bool = False
     context_file: str | None = None

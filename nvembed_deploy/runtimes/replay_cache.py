@@ -49,7 +49,12 @@ class ReplayCache(Generic[T]):
     def keep(self, key: Hashable, recording: T) -> T | None:
         """Keep a recording; return the one that gave way, for the caller to free."""
         self._kept[key] = recording
-        return self._kept.popitem(last=False)[1] if len(self._kept) > self._limit else None
+        if len(self._kept) <= self._limit:
+            return None
+        # Seen again, it is recorded no sooner than a new shape: recording costs several runs.
+        gone, freed = self._kept.popitem(last=False)
+        self._seen.pop(gone, None)
+        return freed
 
     def stop(self) -> None:
         """Want no further shapes; those that are kept stay."""

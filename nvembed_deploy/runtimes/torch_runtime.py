@@ -11,6 +11,7 @@ import torch
 from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.checkpoint import Checkpoint
 from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.model.packed.attention import reads_cuts
 from nvembed_deploy.model.packed.kernels import Kernels
 from nvembed_deploy.model.packed.loader import Loader
 from nvembed_deploy.model.packed.model import PackedModel
@@ -84,4 +85,6 @@ def _open(
     kernels = Kernels.compiled() if options.compiles else Kernels()
     dtype = torch_dtype(options, stored, device)
     model = PackedModel.load(spec, Loader(read, dtype, device, kernels, options.fp8, codes))
-    return PackedRuntime(model, graphs=options.cuda_graphs if device.type == "cuda" else 0)
+    # Elsewhere attention cuts texts by lengths on the host, which a recording would freeze.
+    graphs = options.cuda_graphs if reads_cuts(device, dtype) else 0
+    return PackedRuntime(model, graphs=graphs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def record_by_running(recorded: list[tuple[int, int]]):
 
 
 def reread(segments: Segments) -> Segments:
-    """Take the lengths, which a GPU's kernel does not see, from the tensor."""
+    """Take the lengths from the tensor, where a GPU's kernel reads them."""
     return replace(segments, lengths=tuple(segments.cuts.diff().tolist()))
 
 
@@ -78,3 +79,32 @@ def test_sizes_waste_at_most_half(sizes):
         assert size is not None
         assert count <= size < 2 * count
     assert size_for(sizes[-1] + 1, sizes) is None
+
+
+def test_a_shape_that_cannot_be_recorded_is_run_and_no_other_is_tried(model, caplog):
+    tried: list[int] = []
+
+    def fail(_, kept):
+        tried.append(kept.num_texts)
+        raise RuntimeError("CUDA out of memory")
+
+    plain, runtime = PackedRuntime(model), PackedRuntime(model, graphs=4, record=fail)
+    for lengths in (LENGTHS, LENGTHS, LENGTHS, (20,), (20,)):
+        np.testing.assert_allclose(
+            runtime.embed(batch(*lengths)), plain.embed(batch(*lengths)), atol=2e-6
+        )
+    assert tried == [4]
+    assert "out of memory" in caplog.text
+
+
+def test_threads_do_not_get_each_others_rows(model):
+    """Recorded shapes share their inputs: a batch is copied in and run before the next."""
+    runtime = PackedRuntime(model, graphs=4, record=record_by_running([]))
+    batches = [batch(*lengths) for lengths in ((9, 4, 7), (8, 5, 6), (7, 7, 7), (3, 9, 9))]
+    expected = [PackedRuntime(model).embed(one) for one in batches]
+    for one in batches:
+        runtime.embed(one)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for got, right in zip(pool.map(runtime.embed, batches), expected, strict=True):
+                np.testing.assert_allclose(got, right, atol=2e-6)

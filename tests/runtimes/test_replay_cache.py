@@ -25,6 +25,15 @@ def test_the_least_recently_used_gives_way_and_is_returned() -> None:
     assert len(cache) == 0
 
 
+def test_what_gave_way_must_be_met_twice_again() -> None:
+    cache: ReplayCache[str] = ReplayCache(1)
+    for key in ("a", "a", "b", "b"):
+        if cache.get(key) is None and cache.wants(key):
+            cache.keep(key, key)
+    assert cache.get("b") == "b"
+    assert [cache.wants("a"), cache.wants("a")] == [False, True]
+
+
 def test_a_limit_of_nothing_keeps_nothing() -> None:
     cache: ReplayCache[str] = ReplayCache(0)
     assert [cache.wants("a") for _ in range(3)] == [False] * 3

@@ -12,6 +12,14 @@ from torch.nn import functional
 
 from nvembed_deploy.model.packed.batch import Segments, runs
 
+_WIDEST_HEAD = 256
+"""Of torch's flash attention."""
+
+
+def reads_cuts(device: torch.device, dtype: torch.dtype) -> bool:
+    """Say whether texts' boundaries are read on the device, as replaying other texts needs."""
+    return device.type == "cuda" and dtype in {torch.float16, torch.bfloat16}
+
 
 def attend(  # noqa: PLR0913 - three tensors and where their texts are
     query_RHK: torch.Tensor,
@@ -26,7 +34,7 @@ def attend(  # noqa: PLR0913 - three tensors and where their texts are
 
     `is_causal` asks for as many queries as keys, and drops what is right of each.
     """
-    if query_RHK.is_cuda and query_RHK.dtype in {torch.float16, torch.bfloat16}:
+    if reads_cuts(query_RHK.device, query_RHK.dtype) and query_RHK.shape[-1] <= _WIDEST_HEAD:
         from torch.nn.attention.varlen import varlen_attn
 
         mixed_RHK = varlen_attn(
