@@ -54,7 +54,6 @@ TESTED_IN = {
     "model/nvembed": "model/test_pooler",
     "model/packed/__init__": "model/packed/test_model",
     "model/packed/layer": "model/packed/test_model",
-    "model/packed/loader": "model/packed/test_model",
     "model/packed/pooler": "model/packed/test_model",
     "model/packed/reader": "e2e/test_checkpoint_to_encoder",
     "runtimes/__init__": "runtimes/test_load_encoder",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -21,9 +22,32 @@ SMALLEST_ROW = 1e-6
 """A row of zeros has a range too."""
 
 
-def rms_norm(states_TD: torch.Tensor, gain_D: torch.Tensor, eps: float, out: torch.dtype) -> Any:  # noqa: ANN401
-    """Return normal_TD in the format `out` (arXiv 1910.07467, equation 4)."""
-    return functional.rms_norm(states_TD, gain_D.shape, gain_D, eps).to(out)
+class Rounded(NamedTuple):
+    """A product's input in FP8: E4M3 codes_TD, and a float32 scale_T1 for each row."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+
+Input = torch.Tensor | Rounded
+"""What a product takes: rows in its own format, or rounded."""
+
+
+def rms_norm(states_TD: torch.Tensor, gain_D: torch.Tensor, eps: float, out: torch.dtype) -> Input:
+    """Return normal_TD in the format `out` (arXiv 1910.07467, equation 4), rounded if it is FP8."""
+    return _to(functional.rms_norm(states_TD, gain_D.shape, gain_D, eps), out)
+
+
+def add_rms_norm(
+    states_TD: torch.Tensor,
+    update_TD: torch.Tensor,
+    gain_D: torch.Tensor,
+    eps: float,
+    out: torch.dtype,
+) -> tuple[torch.Tensor, Input]:
+    """Return the sum, float32, and its norm: the states are read and written once for both."""
+    states_TD = states_TD + update_TD
+    return states_TD, rms_norm(states_TD, gain_D, eps, out)
 
 
 def layer_norm(
@@ -43,10 +67,10 @@ def rotate(x_THK: torch.Tensor, cos_T1K: torch.Tensor, sin_T1K: torch.Tensor) ->
     return torch.cat(turned, dim=-1).to(x_THK.dtype)
 
 
-def silu_gate(gate_up_TF: torch.Tensor) -> torch.Tensor:
-    """Return silu(gate) * up of the two halves, [T, F]."""
+def silu_gate(gate_up_TF: torch.Tensor, out: torch.dtype) -> Input:
+    """Return silu(gate) * up of the two halves, [T, F], rounded if `out` is FP8."""
     gate, up = gate_up_TF.chunk(2, dim=-1)
-    return functional.silu(gate) * up
+    return _to(functional.silu(gate) * up, out)
 
 
 def gelu_gate(value_gate_TF: torch.Tensor) -> torch.Tensor:
@@ -55,26 +79,52 @@ def gelu_gate(value_gate_TF: torch.Tensor) -> torch.Tensor:
     return value * functional.gelu(gate)
 
 
-def to_fp8_rows(x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round each row to E4M3 in a range of its own: codes_TD and float32 scale_T1."""
+def to_fp8_rows(x_TD: torch.Tensor) -> Rounded:
+    """Round each row to E4M3 in a range of its own."""
     wide_TD = x_TD.float()
     scale_T1 = wide_TD.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ROW) / FP8_MAX
-    return (wide_TD / scale_T1).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale_T1
+    return Rounded((wide_TD / scale_T1).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale_T1)
+
+
+def _to(x_TD: torch.Tensor, out: torch.dtype) -> Input:
+    return to_fp8_rows(x_TD) if out is FP8 else x_TD.to(out)
 
 
 @dataclass(frozen=True)
 class Kernels:
     """These functions, as written or compiled."""
 
-    rms_norm: Callable[..., torch.Tensor] = rms_norm
+    rms_norm: Callable[..., Input] = rms_norm
+    add_rms_norm: Callable[..., tuple[torch.Tensor, Input]] = add_rms_norm
     layer_norm: Callable[..., torch.Tensor] = layer_norm
     rotate: Callable[..., torch.Tensor] = rotate
-    silu_gate: Callable[..., torch.Tensor] = silu_gate
+    silu_gate: Callable[..., Input] = silu_gate
     gelu_gate: Callable[..., torch.Tensor] = gelu_gate
-    to_fp8_rows: Callable[..., tuple[torch.Tensor, torch.Tensor]] = to_fp8_rows
+    to_fp8_rows: Callable[..., Rounded] = to_fp8_rows
 
     @classmethod
-    def compiled(cls) -> Kernels:
+    def compiled(cls, backend: str | Callable[..., Any] = "inductor") -> Kernels:
         """Return them compiled: one for all numbers of tokens, so that shapes cost nothing."""
         names = cls.__dataclass_fields__
-        return cls(**{n: torch.compile(globals()[n], dynamic=True) for n in names})
+        return cls(**{name: _compiled(globals()[name], backend) for name in names})
+
+
+def _compiled(kernel: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Compile for any number of rows and fixed widths: of unknown ones no wide loads are made.
+
+    A single row is compiled apart; each caller has compilations of its own, or those of several
+    GPUs would count against one limit.
+    """
+    compiled = torch.compile(  # type: ignore[call-overload]
+        kernel, dynamic=False, backend=backend, isolate_recompiles=True
+    )
+
+    @wraps(kernel)
+    def call(*args: Any) -> Any:  # noqa: ANN401 - the kernel's own
+        rows = len(args[0])
+        for x in args:
+            if rows > 1 and isinstance(x, torch.Tensor) and x.dim() > 1 and len(x) == rows:
+                torch._dynamo.maybe_mark_dynamic(x, 0)
+        return compiled(*args)
+
+    return call

@@ -7,12 +7,13 @@ width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from nvembed_deploy.model.packed.attention import attend
 from nvembed_deploy.model.packed.batch import PackedBatch, Segments
-from nvembed_deploy.model.packed.kernels import Kernels
+from nvembed_deploy.model.packed.kernels import Input, Kernels
 from nvembed_deploy.model.packed.linear import Linear
 from nvembed_deploy.model.packed.loader import Loader
 from nvembed_deploy.spec import BackboneSpec
@@ -34,13 +35,26 @@ class Angles:
         return cls(angle_T1K.cos(), angle_T1K.sin())
 
 
+class Norm(NamedTuple):
+    """An RMSNorm before a linear: its gain, and the format that the linear takes."""
+
+    gain_D: torch.Tensor
+    out: torch.dtype
+
+
+class Stream(NamedTuple):
+    """The states between two layers, float32 [T, D], and their norm as the next one takes it."""
+
+    states: torch.Tensor
+    normal: Input
+
+
 @dataclass(frozen=True)
 class Layer:
     """Attention and feed-forward, each added to float32 states."""
 
     spec: BackboneSpec
     kernels: Kernels
-    dtype: torch.dtype
     attention_gain_D: torch.Tensor
     query_key_value: Linear
     output: Linear
@@ -56,7 +70,6 @@ class Layer:
         return cls(
             spec,
             loader.kernels,
-            loader.dtype,
             attention_gain_D=loader.tensor(f"{prefix}input_layernorm.weight"),
             query_key_value=loader.linear(*projections),
             output=loader.linear(f"{prefix}self_attn.o_proj"),
@@ -65,32 +78,57 @@ class Layer:
             down=loader.linear(f"{prefix}mlp.down_proj"),
         )
 
+    @property
+    def norm(self) -> Norm:
+        """What its input goes through."""
+        return Norm(self.attention_gain_D, self.query_key_value.takes)
+
+    def enter(self, states_TD: torch.Tensor) -> Stream:
+        """Return what the layer starts from where none is before it."""
+        gain_D, out = self.norm
+        return Stream(
+            states_TD, self.kernels.rms_norm(states_TD, gain_D, self.spec.rms_norm_eps, out)
+        )
+
     def __call__(
         self,
-        states_TD: torch.Tensor,
+        stream: Stream,
         angles: Angles,
         batch: PackedBatch,
+        following: Norm,
         *,
         only_rows: bool = False,
-    ) -> torch.Tensor:
-        """Return the new states, float32 [T, D], or [R, D] of the batch's rows alone."""
-        normal_TD = self._normal(states_TD, self.attention_gain_D)
-        query, key, value = self._heads(self.query_key_value(normal_TD))
-        query, key = (self.kernels.rotate(x, angles.cos, angles.sin) for x in (query, key))
+    ) -> Stream:
+        """Return the new states, or only the batch's rows, and their norm for `following`.
+
+        A norm is one kernel with the sum before it, so each layer ends with the next one's.
+        """
+        states_TD = stream.states
+        query, key, value = self._heads(self.query_key_value(stream.normal), angles)
         queries: Segments = batch.texts
         if only_rows:
             query, states_TD, queries = query[batch.rows_R], states_TD[batch.rows_R], batch.kept
         mixed = attend(
             query, key, value, queries=queries, keys=batch.texts, is_causal=self.spec.causal
         )
-        states_TD = states_TD + self.output(mixed.flatten(1))
-        gate_up = self.gate_up(self._normal(states_TD, self.feed_gain_D))
-        return states_TD + self.down(self.kernels.silu_gate(gate_up))
+        feed = Norm(self.feed_gain_D, self.gate_up.takes)
+        stream = self._add(states_TD, self.output(mixed.flatten(1)), feed)
+        gated = self.kernels.silu_gate(self.gate_up(stream.normal), self.down.takes)
+        return self._add(stream.states, self.down(gated), following)
 
-    def _normal(self, states_TD: torch.Tensor, gain_D: torch.Tensor) -> torch.Tensor:
-        return self.kernels.rms_norm(states_TD, gain_D, self.spec.rms_norm_eps, self.dtype)
+    def _add(self, states_TD: torch.Tensor, update_TD: torch.Tensor, norm: Norm) -> Stream:
+        epsilon = self.spec.rms_norm_eps
+        return Stream(
+            *self.kernels.add_rms_norm(states_TD, update_TD, norm.gain_D, epsilon, norm.out)
+        )
 
-    def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cut [T, (H + 2 G) K] into queries [T, H, K], keys and values [T, G, K]."""
-        heads = [self.spec.num_heads, self.spec.num_kv_heads, self.spec.num_kv_heads]
-        return torch.split(x.view(len(x), -1, self.spec.head_width), heads, dim=1)
+    def _heads(self, x: torch.Tensor, angles: Angles) -> tuple[torch.Tensor, ...]:
+        """Cut [T, (H + 2 G) K] into turned queries [T, H, K] and keys, and values [T, G, K].
+
+        Queries and keys lie side by side, and are turned in one go.
+        """
+        heads_THK = x.view(len(x), -1, self.spec.head_width)
+        num_turned = self.spec.num_heads + self.spec.num_kv_heads
+        turned = self.kernels.rotate(heads_THK[:, :num_turned], angles.cos, angles.sin)
+        query, key = torch.split(turned, [self.spec.num_heads, self.spec.num_kv_heads], dim=1)
+        return query, key, heads_THK[:, num_turned:]

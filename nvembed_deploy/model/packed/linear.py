@@ -11,14 +11,24 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from nvembed_deploy.model.packed.kernels import Kernels
+from nvembed_deploy.model.packed.kernels import FP8, Input, Kernels, Rounded
+
+FP8_MULTIPLE = 16
+"""What torch's FP8 product wants sizes to be multiples of (torch/_meta_registrations.py)."""
+NO_ROW_SCALES: set[tuple[int, int, int]] = set()
+"""Shapes whose product with a scale for each row was refused on this machine."""
 
 
 class Linear(Protocol):
     """A product with a constant weight."""
 
-    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        """Return [T, O] in the format of `x_TI`."""
+    @property
+    def takes(self) -> torch.dtype:
+        """The format its input is best made in: FP8 where it would round it anyway."""
+        ...
+
+    def __call__(self, x: Input) -> torch.Tensor:
+        """Return [T, O] in the model's format, of x_TI or of its rounded form if it takes that."""
         ...
 
 
@@ -29,9 +39,15 @@ class DenseLinear:
     weight_OI: torch.Tensor
     bias_O: torch.Tensor | None = None
 
-    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+    @property
+    def takes(self) -> torch.dtype:
+        """Its weight's format."""
+        return self.weight_OI.dtype
+
+    def __call__(self, x: Input) -> torch.Tensor:
         """Return [T, O]."""
-        return functional.linear(x_TI, self.weight_OI, self.bias_O)
+        assert isinstance(x, torch.Tensor)
+        return functional.linear(x, self.weight_OI, self.bias_O)
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,8 @@ class Fp8Linear:
     codes_OI: torch.Tensor
     scale_O: torch.Tensor
     kernels: Kernels
+    dtype: torch.dtype = torch.float32
+    """Of what it returns."""
     bias_O: torch.Tensor | None = None
 
     @classmethod
@@ -52,24 +70,59 @@ class Fp8Linear:
     ) -> Fp8Linear:
         """Round a weight, each output channel in its own range."""
         codes_OI, scale_O1 = kernels.to_fp8_rows(weight_OI)
-        return cls(codes_OI, scale_O1[:, 0], kernels, bias_O)
+        return cls(codes_OI, scale_O1[:, 0], kernels, weight_OI.dtype, bias_O)
 
-    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        """Return [T, O]; bfloat16 on a GPU, where the tensor cores do it."""
-        codes_TI, scale_T1 = self.kernels.to_fp8_rows(x_TI)
-        if codes_TI.is_cuda:
-            product_TO = torch._scaled_mm(
-                codes_TI,
-                self.codes_OI.t(),
-                scale_a=scale_T1,
-                scale_b=self.scale_O[None],
-                out_dtype=torch.bfloat16,
-                use_fast_accum=True,
-            ).to(x_TI.dtype)
+    @property
+    def takes(self) -> torch.dtype:
+        """E4M3: made together with what is rounded, the rounding reads no memory."""
+        return FP8
+
+    def __call__(self, x: Input) -> torch.Tensor:
+        """Return [T, O]; on a GPU the tensor cores do it."""
+        rounded = x if isinstance(x, Rounded) else self.kernels.to_fp8_rows(x)
+        if rounded.codes.is_cuda:
+            product_TO = scaled_product(rounded, self.codes_OI, self.scale_O, self.dtype)
         else:  # the same product by float32 arithmetic, to judge the rounding without a GPU
-            product_TO = codes_TI.float() @ self.codes_OI.t().float()
-            product_TO = (product_TO * scale_T1 * self.scale_O).to(x_TI.dtype)
+            product_TO = rounded.codes.float() @ self.codes_OI.t().float()
+            product_TO = (product_TO * rounded.scale * self.scale_O).to(self.dtype)
         return product_TO if self.bias_O is None else product_TO + self.bias_O
+
+
+def scaled_product(
+    x: Rounded, codes_OI: torch.Tensor, scale_O: torch.Tensor, out: torch.dtype
+) -> torch.Tensor:
+    """Return the FP8 product [T, O], scaled by row and column, in the format `out`.
+
+    Not every cuBLAS takes every shape with a scale for each row: few rows of many inputs are
+    refused on an H100 (pytorch/ao issue 4582), and on an SM 12.0 all are (pytorch issue 192707).
+    Such a shape is multiplied without scales, which follow in float32: the same numbers.
+    """
+    weight_IO = codes_OI.t()
+    shape = (len(x.codes), *weight_IO.shape)
+    if shape not in NO_ROW_SCALES:
+        try:
+            return torch._scaled_mm(
+                x.codes,
+                weight_IO,
+                scale_a=x.scale,
+                scale_b=scale_O[None],
+                out_dtype=out,
+                use_fast_accum=True,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            NO_ROW_SCALES.add(shape)
+    one = torch.ones((), device=codes_OI.device)
+    product_TO = torch._scaled_mm(
+        x.codes,
+        weight_IO,
+        scale_a=one,
+        scale_b=one,
+        out_dtype=torch.float32,
+        use_fast_accum=True,
+    )
+    return (product_TO * x.scale * scale_O).to(out)
 
 
 @dataclass(frozen=True)
@@ -77,7 +130,13 @@ class JoinedLinear:
     """Linears of one input that are stored in different ways, their outputs one after another."""
 
     parts: tuple[Linear, ...]
+    dtype: torch.dtype
 
-    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+    @property
+    def takes(self) -> torch.dtype:
+        """The model's format, which every part takes."""
+        return self.dtype
+
+    def __call__(self, x: Input) -> torch.Tensor:
         """Return [T, O]."""
-        return torch.cat([part(x_TI) for part in self.parts], dim=-1)
+        return torch.cat([part(x) for part in self.parts], dim=-1)

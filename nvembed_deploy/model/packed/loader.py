@@ -9,7 +9,13 @@ import numpy as np
 import torch
 
 from nvembed_deploy.model.packed.kernels import FP8, Kernels
-from nvembed_deploy.model.packed.linear import DenseLinear, Fp8Linear, JoinedLinear, Linear
+from nvembed_deploy.model.packed.linear import (
+    FP8_MULTIPLE,
+    DenseLinear,
+    Fp8Linear,
+    JoinedLinear,
+    Linear,
+)
 from nvembed_deploy.model.packed.reader import Codes, CodesReader, Reader, no_codes
 
 
@@ -37,27 +43,39 @@ class Loader:
         """Return one tensor. Norms stay float32: they are small, and their inputs are float32."""
         return self._place(self.read(name), dtype)
 
-    def linear(self, *names: str, has_bias: bool = False) -> Linear:
-        """Return linears that share an input as one, their outputs one after another."""
+    def linear(self, *names: str, has_bias: bool = False, is_dense: bool = False) -> Linear:
+        """Return linears that share an input as one, their outputs one after another.
+
+        `is_dense`: not in FP8, of a linear that few rows go through, which rounding does not speed
+        up. Those of sizes that FP8 products do not take are dense too.
+        """
         bias_O = self.tensor(f"{names[0]}.bias", self.dtype) if has_bias else None
         stored = [codes for codes in map(self.codes, names) if codes is not None]
         if stored and len(stored) == len(names):
-            return self._coded(stored, bias_O)
+            return self._coded(stored, bias_O, is_dense=is_dense)
         if stored:
-            return JoinedLinear(tuple(self.linear(name) for name in names))
+            return JoinedLinear(tuple(self.linear(name) for name in names), self.dtype)
         weights = [self._place(self.read(f"{name}.weight"), self.dtype) for name in names]
         weight_OI = weights[0] if len(weights) == 1 else torch.cat(weights)
-        if self.is_fp8:
+        if self.is_fp8 and not is_dense and _fits_fp8(weight_OI):
             return Fp8Linear.of(weight_OI, bias_O, self.kernels)
         return DenseLinear(weight_OI, bias_O)
 
-    def _coded(self, stored: Sequence[Codes], bias_O: torch.Tensor | None) -> Linear:
+    def _coded(
+        self, stored: Sequence[Codes], bias_O: torch.Tensor | None, *, is_dense: bool
+    ) -> Linear:
         """Return linears in FP8 as one; each is turned on the device, which is faster at it."""
         parts = [torch.from_numpy(codes.codes_IO).to(self.device).t() for codes in stored]
-        scales = [torch.from_numpy(codes.scale_O).to(self.device) for codes in stored]
         codes_OI = torch.cat([part.contiguous() for part in parts]).view(FP8)
-        return Fp8Linear(codes_OI, torch.cat(scales), self.kernels, bias_O)
+        scale_O = torch.cat([torch.from_numpy(codes.scale_O).to(self.device) for codes in stored])
+        if is_dense or not _fits_fp8(codes_OI):
+            return DenseLinear((codes_OI.float() * scale_O[:, None]).to(self.dtype), bias_O)
+        return Fp8Linear(codes_OI, scale_O, self.kernels, self.dtype, bias_O)
 
     def _place(self, array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.to(self.device).to(dtype, copy=self.device.type == "cpu")
+
+
+def _fits_fp8(weight_OI: torch.Tensor) -> bool:
+    return all(size % FP8_MULTIPLE == 0 for size in weight_OI.shape)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from nvembed_deploy.model.packed.batch import PackedBatch, pack
-from nvembed_deploy.model.packed.layer import Angles, Layer
+from nvembed_deploy.model.packed.layer import Angles, Layer, Norm, Stream
 from nvembed_deploy.model.packed.loader import Loader
 from nvembed_deploy.model.packed.pooler import Pooler, load_pooler
 from nvembed_deploy.spec import ModelSpec
@@ -54,15 +54,20 @@ class PackedModel:
         """Return embedding_BD, float32, of length 1."""
         states_TD = self.embedding_VD[batch.ids_T].float()
         angles = Angles.of(batch.position_T, self.spec.backbone)
-        for layer in self.layers[:-1]:
-            states_TD = layer(states_TD, angles, batch)
-        states_RD = self._last(states_TD, angles, batch)
-        gain_D, epsilon = self.final_gain_D, self.spec.backbone.rms_norm_eps
-        normal_RD = functional.rms_norm(states_RD, gain_D.shape, gain_D, epsilon)
+        norms = [*(layer.norm for layer in self.layers[1:]), self._final]
+        stream = self.layers[0].enter(states_TD)
+        for layer, norm in zip(self.layers[:-1], norms, strict=False):
+            stream = layer(stream, angles, batch, norm)
+        normal_RD = self._last(stream, angles, batch)
         return functional.normalize(self.pooler(normal_RD, batch), dim=-1)
 
-    def _last(self, states_TD: torch.Tensor, angles: Angles, batch: PackedBatch) -> torch.Tensor:
+    @property
+    def _final(self) -> Norm:
+        return Norm(self.final_gain_D, torch.float32)
+
+    def _last(self, stream: Stream, angles: Angles, batch: PackedBatch) -> torch.Tensor:
         """Compute the last layer for the rows alone, where the kernels can leave out queries."""
-        if self.spec.backbone.causal:
-            return self.layers[-1](states_TD, angles, batch)[batch.rows_R]
-        return self.layers[-1](states_TD, angles, batch, only_rows=True)
+        is_causal = self.spec.backbone.causal
+        last = self.layers[-1](stream, angles, batch, self._final, only_rows=not is_causal)
+        assert isinstance(last.normal, torch.Tensor)
+        return last.normal[batch.rows_R] if is_causal else last.normal

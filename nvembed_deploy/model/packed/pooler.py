@@ -119,7 +119,7 @@ def load_pooler(spec: ModelSpec, loader: Loader) -> Pooler:
         attention=_latents(spec, loader) if is_latent else _self_attention(spec, loader),
         feed_norm=Norm.load("pooler.feed_norm", loader),
         feed_up=loader.linear("pooler.feed_up", has_bias=True),
-        feed_down=loader.linear("pooler.feed_down", has_bias=True),
+        feed_down=loader.linear("pooler.feed_down", has_bias=True, is_dense=True),
     )
 
 
