@@ -13,13 +13,13 @@ Anywhere, to see that it runs: python -m benchmarks.gpu_torch --device cpu --tin
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
 import sys
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.random_tensor import RandomTensor
 from nvembed_deploy.bench.competitors.plain_forward import PerTextLatentPooler
 from nvembed_deploy.bench.flops import model_flops
 from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
 from nvembed_deploy.model.names import expected_shapes
 from nvembed_deploy.model.nvembed import NVEmbed, load_model
 from nvembed_deploy.model.packed.kernels import Kernels
+from nvembed_deploy.model.packed.linear import NO_ROW_SCALES
 from nvembed_deploy.model.packed.loader import Loader
 from nvembed_deploy.model.packed.model import PackedModel
 from nvembed_deploy.model.packed.reader import checkpoint_reader
@@ -47,34 +49,21 @@ from nvembed_deploy.text import Batch, Tokens, collate
 COMPARED = (3, 17, 40, 64, 100, 128, 250, 400, 512, 1000)
 """Tokens of the texts whose rows are compared."""
 CARD_BATCH = 32
+CARD = "model card, fp16"
+SIDES = (
+    CARD,
+    "packed, bf16",
+    "packed, bf16, compiled",
+    "packed, fp8",
+    "packed, fp8, compiled",
+)
 _LEAST_RUNS = 3
 TINY = ModelSpec(
     backbone=BackboneSpec(320, 64, 2, 4, 2, 16, 96, max_positions=8192),
-    pooler=PoolerSpec(num_latents=12, num_heads=2, head_width=64, feed_width=256),
+    pooler=PoolerSpec(num_latents=16, num_heads=2, head_width=64, feed_width=256),
     text=TextSpec(bos_id=1, eos_id=2, pad_id=2),
 )
-_POOL = np.random.default_rng(0).standard_normal(1 << 24, np.float32)
 Embed = Callable[[Batch], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class RandomTensor:
-    """A tensor of a random checkpoint: normal values, scaled so that states stay finite."""
-
-    path: str
-    shape: tuple[int, ...]
-
-    def read(self, rows: slice | None = None) -> NDArray[np.float32]:
-        """Return it, or some of its rows: the same values every time."""
-        start, stop, _ = (rows or slice(None)).indices(self.shape[0])
-        width = int(np.prod(self.shape[1:], dtype=np.int64))
-        first = zlib.crc32(self.path.encode()) + start * width
-        indices = np.arange(first, first + (stop - start) * width) % len(_POOL)
-        values = _POOL[indices].reshape(stop - start, *self.shape[1:])
-        if self.path.endswith("norm.weight"):
-            return 1 + 0.1 * values
-        scale = 0.02 if len(self.shape) == 1 else self.shape[-1] ** -0.5
-        return np.float32(scale) * values
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ class Run:
         kernels = Kernels.compiled() if compiles else Kernels()
         read, dtype = checkpoint_reader(self.weights), torch.bfloat16
         loader = Loader(read, dtype, self.device, kernels, is_fp8)
-        graphs = 16 if self.device.type == "cuda" else 0
+        graphs = 64 if self.device.type == "cuda" else 0
         return PackedRuntime(PackedModel.load(self.spec, loader), graphs=graphs)
 
     def model(self, dtype: torch.dtype) -> NVEmbed:
@@ -137,18 +126,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--tiny", action="store_true", help="a model of 64 hidden values")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each figure (%(default)s)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", action="append", choices=SIDES, help="a side (repeat)")
+    parser.add_argument("--json", type=Path, help="written anew after each side")
     args = parser.parse_args(argv)
     base = TINY if args.tiny else ModelSpec()
     layers = 2 if args.tiny else args.layers
     spec = replace(base, backbone=replace(base.backbone, num_layers=layers))
     run = Run(spec, torch.device(args.device), args.seconds)
-    result = {**about(run), "limits": limits(run), "sides": measure(run)}
-    text = json.dumps(result, indent=2)
-    print(text)  # noqa: T201
-    if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
-    return 0
+    result = {**about(run), "limits": limits(run), "sides": {}}
+    for name, found in measure(run, args.only or SIDES):
+        result["sides"][name] = found
+        result["fp8_shapes_without_row_scales"] = sorted(NO_ROW_SCALES)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))  # noqa: T201
+    return int(any("error" in found for found in result["sides"].values()))
 
 
 def about(run: Run) -> dict[str, Any]:
@@ -179,34 +171,54 @@ def limits(run: Run) -> dict[str, float]:
     }
 
 
-def measure(run: Run) -> dict[str, Any]:
-    """Measure one side after the other, so that each has the GPU to itself."""
+def measure(run: Run, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure one side after the other, so that each has the GPU to itself.
+
+    What one side cannot do is its result, and the others go on.
+    """
     reference = ReferenceRuntime(run.model(torch.float32), run.device)
     expected = embed_compared(run, reference.embed)
     reference.close()
-    sides: dict[str, Any] = {}
+    for name in names:
+        if "compiled" in name and run.device.type != "cuda":
+            continue
+        try:
+            yield name, (card_side if name == CARD else packed_side)(run, name, expected)
+        except Exception as error:
+            yield name, {"error": f"{type(error).__name__}: {error}"}
+        give_back()
+
+
+def card_side(run: Run, name: str, expected: NDArray[np.float32]) -> dict[str, Any]:
+    """Measure the way of the model's card."""
+    del name
     card = run.model(torch.float16 if run.device.type == "cuda" else torch.float32)
     card.pooler.__class__ = PerTextLatentPooler
-    sides["model card, fp16"] = side(run, card_embed(run, card), CARD_BATCH, expected)
-    del card
-    for name, options in {
-        "packed, bf16": {},
-        "packed, bf16, compiled": {"compiles": True},
-        "packed, fp8": {"is_fp8": True},
-        "packed, fp8, compiled": {"is_fp8": True, "compiles": True},
-    }.items():
-        if options.get("compiles") and run.device.type != "cuda":
-            continue
-        runtime = run.packed(**options)
-        sides[name] = side(run, runtime.embed, None, expected)
+    return side(run, card_embed(run, card), CARD_BATCH, expected)
+
+
+def packed_side(run: Run, name: str, expected: NDArray[np.float32]) -> dict[str, Any]:
+    """Measure the packed model."""
+    runtime = run.packed(is_fp8="fp8" in name, compiles="compiled" in name)
+    try:
+        return side(run, runtime.embed, None, expected)
+    finally:
         runtime.close()
-    return sides
+
+
+def give_back() -> None:
+    """Free what a side held, before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def side(
     run: Run, embed: Embed, batch_size: int | None, expected: NDArray[np.float32]
 ) -> dict[str, Any]:
     """Compare one side with the reference, then time it."""
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.device)
     rows = embed_compared(run, embed)
     cosine_N = (rows * expected).sum(1)
     found: dict[str, Any] = {
@@ -225,7 +237,6 @@ def side(
     found["one query of 32 tokens, ms"] = 1e3 * run.seconds_of(lambda: embed(query))
     if run.device.type == "cuda":
         found["peak_gib"] = torch.cuda.max_memory_allocated(run.device) / 2**30
-        torch.cuda.reset_peak_memory_stats(run.device)
     return found
 
 

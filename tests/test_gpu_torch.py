@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gpu_torch
+from benchmarks import gpu_torch, random_tensor
 
 
 def test_every_side_agrees_with_the_reference_and_is_timed(tmp_path: Path, capsys):
@@ -24,8 +24,29 @@ def test_every_side_agrees_with_the_reference_and_is_timed(tmp_path: Path, capsy
 
 
 def test_random_weights_are_the_same_whole_and_by_rows():
-    tensor = gpu_torch.RandomTensor("pooler.key_value.weight", (12, 8))
+    tensor = random_tensor.RandomTensor("pooler.key_value.weight", (12, 8))
     np.testing.assert_array_equal(tensor.read()[3:7], tensor.read(slice(3, 7)))
+
+
+def test_random_weights_longer_than_their_source_go_on_at_its_beginning(monkeypatch):
+    monkeypatch.setattr(random_tensor, "_POOL", random_tensor._POOL[:10])
+    tensor = random_tensor.RandomTensor("linear.weight", (9, 4))
+    flat = 2 * tensor.read().ravel()
+    np.testing.assert_array_equal(flat[:-10], flat[10:])
+    assert len(set(flat.tolist())) == 10
+
+
+def test_a_side_that_fails_is_its_own_result_and_the_others_go_on(tmp_path: Path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_torch, "card_side", fail)
+    out = tmp_path / "result.json"
+    words = ["--device", "cpu", "--tiny", "--seconds", "0", "--json", str(out)]
+    assert gpu_torch.main([*words, "--only", gpu_torch.CARD, "--only", "packed, bf16"]) == 1
+    sides = json.loads(out.read_text("utf-8"))["sides"]
+    assert sides[gpu_torch.CARD] == {"error": "RuntimeError: CUDA out of memory"}
+    assert sides["packed, bf16"]["cosine_min"] > 0.999
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])
