@@ -126,6 +126,16 @@ def test_an_fp8_artifact_on_the_gpu_is_near_its_graph(tmp_path: Path) -> None:
     assert (got * graph).sum(1).min() > 0.995  # 0.998 on a processor: see test_torch_runtime.py
 
 
+@needs_torch_cuda
+def test_compiled_kernels_give_the_rows_of_plain_ones(tiny_artifact: Path) -> None:
+    rows = []
+    for compiles in (False, True):
+        options = RuntimeOptions(device=GPU, dtype=Precision.BF16, compiles=compiles)
+        with load_encoder(tiny_artifact, "torch", options=options) as encoder:
+            rows.append(encoder.encode(TEXTS, instruction=INSTRUCTION))
+    assert (rows[0] * rows[1]).sum(1).min() > MIN_COSINE[Precision.BF16]
+
+
 @pytest.mark.skipif(
     torch.cuda.device_count() < 2,
     reason=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, of two",
