@@ -100,6 +100,8 @@ class EngineRecord:
         facts: what the plan holds.
         seconds: how long the build took.
         options: what else shaped it.
+        gpu: the one GPU model that it was tuned on and may run on, by NVIDIA's name; None where any
+            of `targets` may, and in records from before this was written down.
     """
 
     flavour: Flavour
@@ -109,6 +111,7 @@ class EngineRecord:
     facts: EngineFacts
     seconds: float
     options: dict[str, Any] = field(default_factory=dict)
+    gpu: str | None = None
 
     @property
     def summary(self) -> str:

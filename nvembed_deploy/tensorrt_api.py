@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import mmap
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -162,6 +163,8 @@ class Api:
         for index, name in enumerate(names):
             if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
                 raise ValueError(f"{self.flavour} {self.version} does not build for {name}")
+        # Allowed unless told otherwise, and then float32 is multiplied with ten bits of fraction.
+        config.clear_flag(trt.BuilderFlag.TF32)
         if flags.strip_weights:
             config.set_flag(trt.BuilderFlag.STRIP_PLAN)
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
@@ -194,13 +197,16 @@ class Api:
         """Return the timings to keep for later builds."""
         return bytes(config.get_timing_cache().serialize())
 
-    def layer_names(self, plan: bytes, logger: Any) -> list[str]:  # noqa: ANN401
+    def layer_names(self, plan: Path, logger: Any) -> list[str]:  # noqa: ANN401
         """Return the names of a plan's layers; needs the GPU it is for.
+
+        The file is mapped: it is as large as the model.
 
         Raises:
             ValueError: the plan cannot be loaded here.
         """
-        engine = self.module.Runtime(logger).deserialize_cuda_engine(plan)
+        with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            engine = self.module.Runtime(logger).deserialize_cuda_engine(data)
         if engine is None:
             raise ValueError("the plan cannot be loaded on this machine")
         inspector, form = engine.create_engine_inspector(), self.module.LayerInformationFormat
@@ -264,19 +270,31 @@ def load_api(flavour: Flavour) -> Api:
         ) from error
 
 
+def gpu_name() -> str | None:
+    """Return the first GPU's model, as "NVIDIA H200"; None where there is none."""
+    cuda, device = _first_gpu()
+    name = ctypes.create_string_buffer(256)  # as long as cudaDeviceProp.name
+    is_known = cuda is not None and not cuda.cuDeviceGetName(name, len(name), device)
+    return name.value.decode() if is_known else None
+
+
 def gpu_target() -> str | None:
     """Return the first GPU's compute capability, as "sm90"; None where there is none."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        cuda = ctypes.CDLL(name)
-    except OSError:
-        return None
-    device, digits = ctypes.c_int(), []
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
-        return None
+    cuda, device = _first_gpu()
+    target, digit = "sm", ctypes.c_int()
     for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
-        value = ctypes.c_int()
-        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+        if cuda is None or cuda.cuDeviceGetAttribute(ctypes.byref(digit), attribute, device):
             return None
-        digits.append(str(value.value))
-    return "sm" + "".join(digits)
+        target += str(digit.value)
+    return target
+
+
+def _first_gpu() -> tuple[ctypes.CDLL | None, ctypes.c_int]:
+    """Return CUDA's driver and its first GPU; None where there is no such."""
+    device = ctypes.c_int()
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None, device
+    is_there = not (cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0))
+    return (cuda if is_there else None), device

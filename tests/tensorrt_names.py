@@ -38,17 +38,20 @@ Names = dict[str, dict[str, str]]
 
 _HEADER, _PROGRAM, _SYMBOL, _WORD = 64, 56, 24, 8
 _SHARED, _X86_64, _LOADED, _DYNAMIC, _GLOBAL_FUNCTION = 3, 62, 1, 2, 0x12
-_DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT = 4, 5, 6, 10, 11
+_DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_SONAME = 4, 5, 6, 10, 11, 14
 """Source: elf.h."""
 
 
-def empty_library(functions: tuple[str, ...] = FUNCTIONS) -> bytes:
-    """Return a shared library for x86-64 Linux whose functions exist, and must not be called."""
-    strings = b"\0" + b"".join(name.encode() + b"\0" for name in functions)
+def empty_library(functions: tuple[str, ...] = FUNCTIONS, name: str = "") -> bytes:
+    """Return a shared library for x86-64 Linux whose functions exist, and must not be called.
+
+    Once it is loaded, it is found by its name.
+    """
+    strings = b"\0" + b"".join(part.encode() + b"\0" for part in (*functions, name))
     symbols, at = b"\0" * _SYMBOL, 1
-    for name in functions:
+    for function in functions:
         symbols += struct.pack("<IBBHQQ", at, _GLOBAL_FUNCTION, 0, 1, _HEADER, 0)
-        at += len(name) + 1
+        at += len(function) + 1
     count = len(functions) + 1
     chain = [0, *range(2, count), 0][:count]  # one bucket: each symbol leads to the next
     table = struct.pack(f"<{3 + count}I", 1, count, 1, *chain)
@@ -58,7 +61,7 @@ def empty_library(functions: tuple[str, ...] = FUNCTIONS) -> bytes:
         starts.append(starts[-1] + len(part))
     tags = (
         *(_DT_HASH, starts[0], _DT_SYMTAB, starts[1], _DT_STRTAB, starts[2]),
-        *(_DT_STRSZ, len(strings), _DT_SYMENT, _SYMBOL, 0, 0),
+        *(_DT_STRSZ, len(strings), _DT_SYMENT, _SYMBOL, _DT_SONAME, at, 0, 0),
     )
     dynamic = struct.pack(f"<{len(tags)}Q", *tags)
     end = starts[3] + len(dynamic)

@@ -24,6 +24,12 @@ def test_a_record_survives_json() -> None:
     assert EngineRecord.from_dict(json.loads(json.dumps(RECORD.to_dict()))) == RECORD
 
 
+def test_a_record_from_before_gpus_had_names_is_read() -> None:
+    data = RECORD.to_dict()
+    del data["gpu"]
+    assert EngineRecord.from_dict(data).gpu is None
+
+
 def test_the_summary_names_target_kernels_and_profiles() -> None:
     for part in ("tensorrt-rtx 1.7.1", "sm89, sm120", "3 fused", "18 fp16", "up to 8x512"):
         assert part in RECORD.summary

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 
 import pytest
 
 from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import HardwareError, MissingPackageError
-from nvembed_deploy.tensorrt_api import MODULES, Phases, gpu_target, load_api
+from nvembed_deploy.tensorrt_api import MODULES, Phases, gpu_name, gpu_target, load_api
+from tests.runtimes.host_gpu import HostDriver
 
 
 def test_a_phase_inside_another_counts_as_part_of_its_step() -> None:
@@ -59,6 +61,19 @@ def test_a_package_whose_libraries_are_absent_is_told_apart(tmp_path, monkeypatc
 def test_the_gpu_is_named_as_targets_are() -> None:
     target = gpu_target()
     assert target is None or target.removeprefix("sm").isdecimal()
+
+
+def test_the_first_gpu_is_told_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: HostDriver(b"NVIDIA L4", (8, 9)))
+    assert (gpu_target(), gpu_name()) == ("sm89", "NVIDIA L4")
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert (gpu_target(), gpu_name()) == (None, None)
 
 
 def test_rtx_lists_the_gpus_that_it_builds_for() -> None:

@@ -60,6 +60,7 @@ RTX_ONLY = {
     "IRuntimeConfig.create_runtime_cache",
     "IRuntimeConfig.cuda_graph_strategy",
     "IRuntimeConfig.set_runtime_cache",
+    "CudaGraphStrategy.DISABLED",
     "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
     "Runtime.engine_header_size",
     "Runtime.get_engine_validity",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from nvembed_deploy.errors import HardwareError, NVEmbedError, RecipeError
 from nvembed_deploy.export.engine_build import Order
 from nvembed_deploy.export.engine_inspect import read_layers, read_plan
 from nvembed_deploy.export.engine_options import PORTABLE, EngineOptions, GraphFacts
-from nvembed_deploy.tensorrt_api import gpu_target
+from nvembed_deploy.tensorrt_api import gpu_name, gpu_target
 
 _LOG_LINES = 8
 _ATTENTION_SINCE = (10, 15)
@@ -51,10 +52,10 @@ def probe(options: EngineOptions, graph: GraphFacts) -> str:
 
     Raises:
         HardwareError: it is installed, but does not start here.
-        MissingPackageError: it is not installed.
+        MissingPackageError: it is not installed, or what the options need beside it.
         RecipeError: this version cannot build for a target, or cannot read the graph's opset.
     """
-    with _Compiler(Order(options.flavour), 0) as compiler:
+    with _Compiler(Order(options.flavour, flags=options.flags), 0) as compiler:
         ready = compiler.wait("ready")
     unknown = set(options.targets) - set(ready["targets"])
     if options.flavour is Flavour.RTX and unknown:
@@ -65,6 +66,13 @@ def probe(options: EngineOptions, graph: GraphFacts) -> str:
     if options.flavour is Flavour.TENSORRT and graph.opset > 20:  # noqa: PLR2004
         _check_version(ready["version"], graph.opset)
     return str(ready["version"])
+
+
+def engine_name(options: EngineOptions, version: str) -> str:
+    """Return an engine's name in its artifact: whatever decides where it runs is in it."""
+    gpu = re.sub(r"[^a-z0-9]+", "-", (_tuned_on(options) or "").lower()).strip("-")
+    words = (options.flavour.value, version, *_targets(options), *filter(None, (gpu,)))
+    return f"{LAYOUT.engines}/{'-'.join(words)}.plan"
 
 
 def build_engine(
@@ -87,9 +95,6 @@ def build_engine(
         HardwareError: the compiler died, or needs what is not here.
         RecipeError: TensorRT refused the graph.
     """
-    targets = options.targets or (
-        (PORTABLE,) if options.flavour is Flavour.RTX else (gpu_target() or PORTABLE,)
-    )
     weights_bytes = (folder / LAYOUT.weights).stat().st_size
     with _partial(folder / LAYOUT.engines) as partial:
         order = Order(
@@ -106,18 +111,35 @@ def build_engine(
             version = compiler.wait("ready")["version"]
             done = compiler.wait("done", advance)
         facts = read_plan(partial) if done["layers"] is None else read_layers(done["layers"])
-        name = f"{LAYOUT.engines}/{options.flavour}-{version}-{'-'.join(targets)}.plan"
+        name = engine_name(options, version)
         partial.replace(folder / name)
     record = EngineRecord(
         flavour=options.flavour,
         version=version,
-        targets=targets,
+        targets=_targets(options),
         profiles=profiles,
         facts=facts,
         seconds=done["seconds"],
         options={key: value for key, value in vars(options.flags).items() if value},
+        gpu=_tuned_on(options),
     )
     return BuiltEngine(name, done["sha256"], record, done["peak_bytes"])
+
+
+def _targets(options: EngineOptions) -> tuple[str, ...]:
+    """Return the GPUs that an engine will be for."""
+    if options.targets or options.flavour is Flavour.RTX:
+        return options.targets or (PORTABLE,)
+    return (gpu_target() or PORTABLE,)
+
+
+def _tuned_on(options: EngineOptions) -> str | None:
+    """Return the GPU model that an engine will be for alone, if it is.
+
+    Full TensorRT times its kernels on this machine's GPU, and its plans are for that model.
+    """
+    is_wide = options.flavour is Flavour.RTX or options.hardware_compatible
+    return None if is_wide else gpu_name()
 
 
 class _Compiler:

@@ -13,20 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact, record_engine
-from nvembed_deploy.engine_record import EngineRecord, Flavour
+from nvembed_deploy.engine_record import EngineRecord
 from nvembed_deploy.errors import ArtifactError
-from nvembed_deploy.export.engine import build_engine, probe
-from nvembed_deploy.export.engine_options import (
-    PORTABLE,
-    EngineOptions,
-    GraphFacts,
-    check_engine,
-)
+from nvembed_deploy.export.engine import build_engine, engine_name, probe
+from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts, check_engine
 from nvembed_deploy.export.engine_profiles import choose_profiles
 from nvembed_deploy.export.formats import Code
 from nvembed_deploy.filelock import lock
 from nvembed_deploy.manifest import Manifest
-from nvembed_deploy.tensorrt_api import gpu_target
 from nvembed_deploy.text import Tokenizer
 
 _INPUTS = ("input_ids", "attention_mask", "pool_mask")
@@ -61,7 +55,7 @@ def add_engine(
     version = probe(options, facts)
     with _sole_compiler(path):
         artifact = open_artifact(path)
-        name = _engine_name(options, version)
+        name = engine_name(options, version)
         there = artifact.manifest.engines.get(name)
         if there is not None and there.version == version and not overwrite:
             return name, there, False
@@ -79,12 +73,6 @@ def graph_facts(manifest: Manifest) -> GraphFacts:
     width = manifest.spec.backbone.head_width
     fp8_attention = manifest.recipe.get("fp8_attention") is True
     return GraphFacts(manifest.precision, manifest.opset, width, code, fp8_attention)
-
-
-def _engine_name(options: EngineOptions, version: str) -> str:
-    here = () if options.flavour is Flavour.RTX else (gpu_target() or PORTABLE,)
-    targets = options.targets or here or (PORTABLE,)
-    return f"{LAYOUT.engines}/{options.flavour}-{version}-{'-'.join(targets)}.plan"
 
 
 @contextmanager

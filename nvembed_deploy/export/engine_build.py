@@ -14,12 +14,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from nvembed_deploy.engine_record import Flavour, Profile
-from nvembed_deploy.errors import NVEmbedError
+from nvembed_deploy.errors import MissingPackageError, NVEmbedError
 from nvembed_deploy.export.memory import peak_bytes
 from nvembed_deploy.tensorrt_api import Api, Flags, load_api
 
@@ -78,6 +80,13 @@ def build(order: Order, api: Api, emit: Emit) -> None:
     """Compile a graph and write the plan; emits `log`, `fraction` and at the end `done`."""
     started = time.monotonic()
     logger = api.logger(lambda severity, text: emit({"log": [severity, text]}))
+    plan = _compile(order, api, logger=logger, emit=emit)
+    done = {"sha256": plan.digest.hexdigest(), "seconds": round(time.monotonic() - started, 1)}
+    emit({"done": done | {"peak_bytes": peak_bytes(), "layers": _layers(order, api, logger)}})
+
+
+def _compile(order: Order, api: Api, *, logger: Any, emit: Emit) -> _HashingFile:  # noqa: ANN401
+    """Write the plan. What that takes, the network's weights among it, is freed on return."""
     assert order.graph is not None
     builder = api.module.Builder(logger)
     network, _parser = api.parse(builder, logger, Path(order.graph))
@@ -93,8 +102,7 @@ def build(order: Order, api: Api, emit: Emit) -> None:
             raise ValueError("TensorRT could not build it")
     if order.timing_cache:
         _replace(Path(order.timing_cache), api.timing_cache(config))
-    done = {"sha256": plan.digest.hexdigest(), "seconds": round(time.monotonic() - started, 1)}
-    emit({"done": done | {"peak_bytes": peak_bytes(), "layers": _layers(order, api, logger)}})
+    return plan
 
 
 def _layers(order: Order, api: Api, logger: Any) -> list[str] | None:  # noqa: ANN401
@@ -102,9 +110,29 @@ def _layers(order: Order, api: Api, logger: Any) -> list[str] | None:  # noqa: A
     if order.flavour is Flavour.RTX or order.flags.strip_weights:
         return None
     try:
-        return api.layer_names(Path(order.plan).read_bytes(), logger)
+        return api.layer_names(Path(order.plan), logger)
     except ValueError:
         return None
+
+
+def _load_lean_runtime(version: str) -> None:
+    """Load the runtime that a version-compatible plan takes along; TensorRT asks for it by name.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    major = version.partition(".")[0]
+    windows = sys.platform == "win32"
+    name = f"nvinfer_lean_{major}.dll" if windows else f"libnvinfer_lean.so.{major}"
+    try:
+        with suppress(ModuleNotFoundError):  # it may lie where the system finds it
+            import_module("tensorrt_lean_libs")
+        ctypes.CDLL(name)
+    except OSError as error:
+        raise MissingPackageError(
+            f"a version-compatible plan takes {name} along, which cannot be loaded: {error}",
+            f"pip install tensorrt-lean=={version}",
+        ) from error
 
 
 def _stepwise(emit: Emit) -> Callable[[float], None]:
@@ -145,6 +173,8 @@ def main() -> int:
     order = Order.from_json(sys.stdin.readline())
     try:
         api = load_api(order.flavour)
+        if order.flags.version_compatible:
+            _load_lean_runtime(api.version)
         emit({"ready": {"version": api.version, "targets": list(api.targets)}})
         if order.graph is not None:
             build(order, api, emit)

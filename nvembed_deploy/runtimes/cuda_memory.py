@@ -21,7 +21,11 @@ _DRIVER = (
     "install the NVIDIA driver, and check that nvidia-smi shows the GPU and CUDA_VISIBLE_DEVICES "
     "does not hide it; without a GPU: runtime='onnx', device='cpu'"
 )
-_OUT_OF_MEMORY = "smaller batches (max_batch_tokens), an 8-bit export, or a GPU with more memory"
+OUT_OF_MEMORY_FIX = (
+    "end what else holds the GPU's memory (nvidia-smi lists it); compile with smaller profiles "
+    "(--profile-from); export with --precision fp8 or int8; or use a GPU with more memory"
+)
+"""What an engine needs beside its weights, its largest profile decides, not the batch."""
 
 
 def load_cudart() -> Any:  # noqa: ANN401 - a module
@@ -78,6 +82,11 @@ class Gpu:
         self.stream = int(self._call("cudaStreamCreateWithFlags", flags))
 
     @property
+    def name(self) -> str:
+        """Its model, as NVIDIA names it: "NVIDIA H200"."""
+        return str(self._call("cudaGetDeviceProperties", self.index).name.decode())
+
+    @property
     def target(self) -> str:
         """Its compute capability, as "sm90"."""
         attributes = self._cudart.cudaDeviceAttr
@@ -107,6 +116,17 @@ class Gpu:
         block = (ctypes.c_byte * num_bytes).from_address(pointer)
         return np.ndarray((size,), dtype=dtype, buffer=memoryview(block))
 
+    def holder(self, pointer: int) -> int | None:
+        """Return which GPU's memory a pointer is into; None for the processor's.
+
+        Managed memory comes to whoever reads it, so that it is this one's.
+        """
+        kinds = self._cudart.cudaMemoryType
+        found = self._call("cudaPointerGetAttributes", pointer)
+        if found.type == kinds.cudaMemoryTypeManaged:
+            return self.index
+        return int(found.device) if found.type == kinds.cudaMemoryTypeDevice else None
+
     def upload(self, pointer: int, array: NDArray[Any]) -> None:
         """Order a copy of page-locked, contiguous memory to the GPU."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -128,14 +148,16 @@ class Gpu:
         """
         mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
+        graph = None
         try:
-            order()
-        finally:
-            graph = self._call("cudaStreamEndCapture", self.stream)
-        try:
+            try:
+                order()
+            finally:
+                graph = self._call("cudaStreamEndCapture", self.stream)
             return self._call("cudaGraphInstantiate", graph, 0)
         finally:
-            self._call("cudaGraphDestroy", graph)
+            if graph is not None:  # also where an order failed and the capture ended well
+                self._call("cudaGraphDestroy", graph)
 
     def replay(self, recording: Any) -> None:  # noqa: ANN401 - CUDA's class
         """Order a recording to run."""
@@ -186,5 +208,5 @@ class Gpu:
         text = self._cudart.cudaGetErrorString(status)[1].decode()
         problem = f"CUDA refused {name} on cuda:{self.index}: {status.name}, {text}"
         if status.name == "cudaErrorMemoryAllocation":
-            return HardwareError(problem, _OUT_OF_MEMORY)
+            return HardwareError(problem, OUT_OF_MEMORY_FIX)
         return HardwareError(problem, _DRIVER)

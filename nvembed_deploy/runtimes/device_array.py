@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.runtimes.cuda_memory import Gpu
 
 _CUDA_DEVICE = 2
 """Source: kDLCUDA in dlpack.h."""
@@ -110,6 +111,21 @@ def device_array(array: Any, stream: int, name: str = "array") -> DeviceArray:  
             "copy it: a slice of a larger array seldom begins there",
         )
     return found
+
+
+def check_holder(array: DeviceArray, gpu: Gpu, name: str = "array") -> None:
+    """Refuse an array of another GPU: reading it would be the last that CUDA does in this process.
+
+    Raises:
+        InputError: it lies elsewhere.
+    """
+    holder = gpu.holder(array.pointer)
+    if holder != gpu.index:
+        where = "the processor's memory" if holder is None else f"the memory of cuda:{holder}"
+        raise InputError(
+            f"{name} lies in {where}, expected cuda:{gpu.index}, where the engine runs",
+            f"move it to cuda:{gpu.index}, or load an encoder on the GPU that holds it",
+        )
 
 
 def read_dlpack(array: Any, stream: int | None) -> tuple[DeviceArray, tuple[int, ...] | None]:  # noqa: ANN401

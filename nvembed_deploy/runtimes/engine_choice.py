@@ -28,12 +28,14 @@ class Host:
         version: of that product.
         target: the GPU: "sm90".
         supported: the GPUs that the product runs on; empty where it says nothing of them.
+        gpu: the GPU's model, by NVIDIA's name; None where that is not known.
     """
 
     flavour: Flavour
     version: str
     target: str
     supported: tuple[str, ...] = ()
+    gpu: str | None = None
 
     @property
     def is_supported(self) -> bool:
@@ -42,7 +44,8 @@ class Host:
 
     def __str__(self) -> str:
         """Name the product and the GPU."""
-        return f"{self.flavour} {self.version} on {self.target}"
+        model = f" ({self.gpu})" if self.gpu else ""
+        return f"{self.flavour} {self.version} on {self.target}{model}"
 
 
 def choose_engine(engines: Mapping[str, EngineRecord], host: Host) -> str | None:
@@ -59,6 +62,8 @@ def why_not(record: EngineRecord, host: Host) -> str | None:
         return f"was compiled by version {record.version}"
     if not _fits_gpu(record, host.target):
         return f"is for {', '.join(record.targets)}"
+    if record.gpu is not None and host.gpu is not None and record.gpu != host.gpu:
+        return f"was tuned on {record.gpu}"  # on another, TensorRT warns, it may fail or hang
     return None
 
 
@@ -84,10 +89,10 @@ def _fits_gpu(record: EngineRecord, target: str) -> bool:
     return target in record.targets or (lowest is not None and number >= lowest)
 
 
-def _breadth(record: EngineRecord) -> tuple[bool, bool, int]:
+def _breadth(record: EngineRecord) -> tuple[bool, bool, bool, int]:
     """Order engines from the most specific: a plan for many GPUs is tuned for none."""
     is_wide = bool(record.options.get("hardware_compatible"))
-    return _PORTABLE in record.targets, is_wide, len(record.targets)
+    return _PORTABLE in record.targets, is_wide, record.gpu is None, len(record.targets)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

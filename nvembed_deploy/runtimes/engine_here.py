@@ -23,23 +23,23 @@ def flavour_here(artifact: Artifact, options: RuntimeOptions) -> Flavour | None:
     kind = (options.device or "cuda").partition(":")[0]
     if not engines or kind != "cuda" or options.providers or not _has_bindings():
         return None
-    target = _target(options)
-    if target is None:
+    gpu = _gpu(options)
+    if gpu is None:
         return None
     flavours = [f for f in Flavour if f in {record.flavour for record in engines.values()}]
-    hosts = (_host(flavour, target) for flavour in flavours if find_spec(MODULES[flavour]))
+    hosts = (_host(flavour, *gpu) for flavour in flavours if find_spec(MODULES[flavour]))
     fitting = (host.flavour for host in hosts if host and choose_engine(engines, host))
     return next(fitting, None)
 
 
-def _target(options: RuntimeOptions) -> str | None:
-    """Return what the GPU is that was asked for; None where it cannot be used."""
+def _gpu(options: RuntimeOptions) -> tuple[str, str] | None:
+    """Return target and name of the GPU that was asked for; None where it cannot be used."""
     try:
         gpu = Gpu(gpu_index(options.device))
     except NVEmbedError:
         return None
     try:
-        return gpu.target
+        return gpu.target, gpu.name
     finally:
         gpu.close()
 
@@ -51,11 +51,11 @@ def _has_bindings() -> bool:
         return False
 
 
-def _host(flavour: Flavour, target: str) -> Host | None:
+def _host(flavour: Flavour, target: str, name: str) -> Host | None:
     """Return what is installed of a flavour; None where that cannot be loaded or run."""
     try:
         api = load_api(flavour)
     except NVEmbedError:
         return None
-    host = Host(flavour, api.version, target, api.targets)
+    host = Host(flavour, api.version, target, api.targets, name)
     return host if host.is_supported else None

@@ -43,7 +43,7 @@ class RuntimeOptions:
         cuda_graphs: most batch shapes that the TensorRT and torch runtimes keep as CUDA graphs; 0
             for none. Single texts alone have a shape for each of some thirty lengths.
         fp8: let the torch runtime compute products in FP8 (E4M3), a scale for each token and each
-            output channel. Needs an NVIDIA GPU of SM 8.9 or later.
+            output channel. Needs an NVIDIA GPU of SM 8.9 or later, and `compiles` to be worth it.
         compiles: let the torch runtime compile what lies between products (torch.compile: about a
             minute at the first batches, then fewer and larger kernels).
         context_file: where ONNX Runtime's TensorRT providers keep the graph with its compiled

@@ -1,7 +1,8 @@
 """This file owns running an engine: TensorRT's and TensorRT for RTX's, on one NVIDIA GPU.
 
 choose an engine -> load it -> for each batch: launches -> fill, upload, run, download.
-A small shape that comes again is recorded as a CUDA graph, copies included, and replayed.
+A small shape that comes again gets a context of its own, which records it as a CUDA graph (for full
+TensorRT it is recorded here, copies included) and replays it.
 Legend: B batch, D hidden.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile, Shape
 from nvembed_deploy.errors import ArtifactError, InputError, NVEmbedError
 from nvembed_deploy.runtimes.batch_buffers import BatchBuffers
 from nvembed_deploy.runtimes.cuda_memory import Gpu, gpu_index
-from nvembed_deploy.runtimes.device_array import DeviceArray, device_array
+from nvembed_deploy.runtimes.device_array import DeviceArray, check_holder, device_array
 from nvembed_deploy.runtimes.engine_choice import Host
 from nvembed_deploy.runtimes.engine_request import find_engine
 from nvembed_deploy.runtimes.launch import Launch, exact_profile, plan_launches
@@ -33,6 +35,19 @@ _IDS = "<i8"
 _ROWS = "<f4"
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is kept of a shape that comes again.
+
+    Attributes:
+        context: runs this shape alone, so that what was recorded of it stays true.
+        graph: CUDA's, copies included; None where the context records by itself.
+    """
+
+    context: Context
+    graph: Any
 
 
 class TensorRTRuntime:
@@ -57,7 +72,7 @@ class TensorRTRuntime:
             gpu: where it was loaded.
             artifact: whose it is.
             record: what the manifest says of it.
-            replays: most CUDA graphs to keep.
+            replays: most CUDA graphs to keep; 0 records none.
         """
         spec = artifact.manifest.spec
         self.name, self.device = record.flavour.value, f"cuda:{gpu.index}"
@@ -70,7 +85,7 @@ class TensorRTRuntime:
         engine.use_scratch(gpu.allocate(engine.scratch_bytes))
         self._buffers = BatchBuffers(gpu, record.profiles, self._width)
         self._contexts: dict[int, Context] = {}
-        self._replays: ReplayCache[Any] = ReplayCache(0 if engine.records_itself else replays)
+        self._replays: ReplayCache[Recording] = ReplayCache(replays)
         self._lock = threading.Lock()
 
     def embed(self, batch: Batch) -> NDArray[np.float32]:
@@ -103,6 +118,8 @@ class TensorRTRuntime:
             given = zip(INPUTS, inputs, strict=True)
             arrays = {name: device_array(array, gpu.stream, name) for name, array in given}
             shape = _common_shape(arrays)
+            for name, array in arrays.items():
+                check_holder(array, gpu, name)
             for stream in {array.stream for array in arrays.values()} - {None}:
                 gpu.wait(stream)
             profile = self._profile_for(shape)
@@ -122,12 +139,18 @@ class TensorRTRuntime:
             gpu, self._gpu = self._gpu, None
             gpu.use()
             gpu.wait()
-            for recording in [kept[0] for kept in self._replays.clear()]:
-                gpu.forget(recording)
-            self._engine.save_cache()
-            self._contexts.clear()
-            del self._engine
-            gpu.close()
+            try:
+                self._engine.save_cache()
+            finally:
+                self._free(gpu)
+
+    def _free(self, gpu: Gpu) -> None:
+        """Free what was recorded, then the engine, then the memory that both used."""
+        for graph in [kept.graph for kept in self._replays.clear()]:
+            _forget(gpu, graph)
+        self._contexts.clear()
+        del self._engine
+        gpu.close()
 
     def _open_gpu(self) -> Gpu:
         if self._gpu is None:
@@ -139,30 +162,57 @@ class TensorRTRuntime:
         """Order a launch: replay it, or run it, and record it where it will come again."""
         key = (launch.profile, launch.shape)
         kept = self._replays.get(key)
+        if kept is not None and kept.graph is not None:
+            gpu.replay(kept.graph)
+            return
         if kept is not None:
-            gpu.replay(kept[0])
+            self._order(gpu, kept.context, launch.shape)
             return
-        if not (launch.is_repeated and self._replays.wants(key)):
-            self._order(gpu, self._context(gpu, launch.profile), launch.shape)
-            return
-        # A recording belongs to the context it was made with, which nothing else may then use, and
-        # a context must have run the shape once. Source: TensorRT's page on CUDA graphs.
-        context = self._engine.context(launch.profile, gpu.stream)
-        self._order(gpu, context, launch.shape)
-        gpu.wait()
+        comes_again = launch.is_repeated and self._replays.wants(key)
+        own = self._recording_context(gpu, launch.profile) if comes_again else None
+        self._order(gpu, own or self._context(gpu, launch.profile), launch.shape)
+        if own is not None:
+            self._record(gpu, launch, own)
+
+    def _recording_context(self, gpu: Gpu, profile: int) -> Context | None:
+        """Return a context for one shape alone; None where the GPU has no room for it."""
         try:
-            recording = gpu.record(lambda: self._order(gpu, context, launch.shape))
-        except NVEmbedError as error:  # the batch itself has run
-            logger.warning("no further shapes are recorded as CUDA graphs: %s", error.problem)
-            self._replays.stop()
-            return
-        replaced = self._replays.keep(key, (recording, context))
+            return self._engine.context(profile, gpu.stream, records=True)
+        except NVEmbedError as error:
+            self._stop_recording(error)
+            return None
+
+    def _record(self, gpu: Gpu, launch: Launch, context: Context) -> None:
+        """Keep the context that has just run a launch, with a CUDA graph of that run.
+
+        A context must have run a shape once, and been told of shape and addresses, before it is
+        recorded. Source: TensorRT's page on CUDA graphs.
+        """
+        graph = None
+        if not self._engine.records_itself:
+            gpu.wait()
+            try:
+                graph = gpu.record(lambda: self._run(gpu, context, launch.shape))
+            except NVEmbedError as error:  # the batch itself has run
+                self._stop_recording(error)
+                return
+        key = (launch.profile, launch.shape)
+        replaced = self._replays.keep(key, Recording(context, graph))
         if replaced is not None:
-            gpu.forget(replaced[0])
+            gpu.wait()  # it may still be running a launch of this batch
+            _forget(gpu, replaced.graph)
+
+    def _stop_recording(self, error: NVEmbedError) -> None:
+        logger.warning("no further shapes are recorded as CUDA graphs: %s", error.problem)
+        self._replays.stop()
 
     def _order(self, gpu: Gpu, context: Context, shape: Shape) -> None:
-        """Order the copies and the run; the whole padded batch comes back."""
+        """Bind the next batch's shape and memory, and order its run."""
         context.prepare(shape, self._buffers.addresses)
+        self._run(gpu, context, shape)
+
+    def _run(self, gpu: Gpu, context: Context, shape: Shape) -> None:
+        """Order the copies and the run; the whole padded batch comes back."""
         self._buffers.upload(shape)
         context.run(gpu.stream)
         self._buffers.download(shape.batch)
@@ -205,7 +255,7 @@ def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -
     gpu = Gpu(gpu_index(options.device))
     try:
         api = load_api(flavour)
-        host = Host(flavour, api.version, gpu.target, api.targets)
+        host = Host(flavour, api.version, gpu.target, api.targets, gpu.name)
         artifact, name = find_engine(artifact, host, options, gpu.index)
         return _open(artifact, name, api, gpu, options)
     except BaseException:
@@ -228,6 +278,12 @@ def _open(
         ) from error
     replays = options.cuda_graphs
     return TensorRTRuntime(engine, gpu, artifact=artifact, record=record, replays=replays)
+
+
+def _forget(gpu: Gpu, graph: Any) -> None:  # noqa: ANN401 - CUDA's class
+    """Free a recorded graph, if there is one."""
+    if graph is not None:
+        gpu.forget(graph)
 
 
 def _common_shape(arrays: dict[str, DeviceArray]) -> Shape:

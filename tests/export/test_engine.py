@@ -5,7 +5,9 @@ They compile with TensorRT for RTX, which needs no GPU for that.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import signal
 import subprocess
 from dataclasses import replace
@@ -18,12 +20,14 @@ from onnx import TensorProto, helper
 from nvembed_deploy.__main__ import main
 from nvembed_deploy.artifact import open_artifact, read_manifest
 from nvembed_deploy.engine_record import EngineFacts, Flavour, Profile, Shape
-from nvembed_deploy.errors import HardwareError, RecipeError
-from nvembed_deploy.export.engine import build_engine, probe
+from nvembed_deploy.errors import HardwareError, MissingPackageError, RecipeError
+from nvembed_deploy.export.engine import build_engine, engine_name, probe
 from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts
 from nvembed_deploy.spec import ModelSpec, PoolerSpec, Precision
 from nvembed_deploy.tensorfile import open_tensors
 from tests.factories import TINY, write_released
+from tests.runtimes.host_gpu import HostDriver
+from tests.tensorrt_names import empty_library
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
 
@@ -107,6 +111,17 @@ def test_rounded_weights_are_read_in_their_few_bits(
     assert facts.fused_attention == SPEC.backbone.num_layers
 
 
+def test_float32_is_not_multiplied_in_tf32(checkpoint: Path, tmp_path: Path) -> None:
+    """TensorRT allows it unless told otherwise: ten bits of fraction in the place of 23."""
+    argv = ["export", str(checkpoint), str(tmp_path / "artifact"), "--precision", "fp32"]
+    assert main([*argv, "--opset", "20"]) == 0
+    link(tmp_path / "artifact", tmp_path)
+    built = build_engine(tmp_path, INPUTS, RTX, (SHORT,))
+    plan = (tmp_path / built.name).read_bytes()
+    assert b"tf32=0" in plan
+    assert b"tf32=1" not in plan
+
+
 def build_rounded(checkpoint: Path, folder: Path, precision: str, target: str) -> EngineFacts:
     """Export with weights to nearest, compile, and return what the plan says of itself."""
     argv = ["export", str(checkpoint), str(folder / "artifact"), "--precision", precision]
@@ -173,6 +188,38 @@ def test_profiles_share_the_weights(exported: Path, tmp_path: Path) -> None:
 def test_the_compiler_starts_and_knows_its_targets() -> None:
     version = probe(RTX, GraphFacts(Precision.FP16, 23, 64))
     assert version.split(".")[0].isdecimal()
+
+
+def test_an_engine_of_full_tensorrt_is_named_after_the_model_that_it_is_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: HostDriver(b"NVIDIA H100 80GB HBM3"))
+    full = EngineOptions(Flavour.TENSORRT)
+    assert engine_name(full, "11.4") == "engines/tensorrt-11.4-sm90-nvidia-h100-80gb-hbm3.plan"
+    wide = replace(full, hardware_compatible="ampere_plus")
+    assert engine_name(wide, "11.4") == "engines/tensorrt-11.4-sm90.plan"
+    assert engine_name(RTX, "1.7") == "engines/tensorrt-rtx-1.7-sm89.plan"
+
+
+def test_a_version_compatible_plan_asks_for_the_lean_runtime_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EngineOptions(Flavour.RTX, version_compatible=True)
+    graph = GraphFacts(Precision.FP16, 23, 64)
+    version = probe(RTX, graph)
+    name = f"libnvinfer_lean.so.{version.partition('.')[0]}"
+    with pytest.raises(MissingPackageError, match=re.escape(name)) as caught:
+        probe(options, graph)
+    assert caught.value.fix == f"pip install tensorrt-lean=={version}"
+
+    package = tmp_path / "tensorrt_lean_libs"
+    package.mkdir()
+    (package / "lean.so").write_bytes(empty_library(name=name))
+    (package / "__init__.py").write_text(
+        "import ctypes, pathlib\nctypes.CDLL(pathlib.Path(__file__).with_name('lean.so'))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert probe(options, graph) == version
 
 
 def link(artifact: Path, folder: Path) -> None:

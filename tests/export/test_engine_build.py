@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from nvembed_deploy.engine_record import Flavour, Profile, Shape
-from nvembed_deploy.export.engine_build import Order
-from nvembed_deploy.tensorrt_api import Flags
+from nvembed_deploy.export.engine_build import Order, build
+from nvembed_deploy.tensorrt_api import Api, Flags
 
 
 def test_an_order_survives_its_pipe() -> None:
@@ -35,6 +41,46 @@ def test_an_order_survives_its_pipe() -> None:
         order.flags,
     )
     assert sent.to_json() == order.to_json()
+
+
+def test_a_plan_is_inspected_from_its_file_when_the_builder_is_gone(tmp_path: Path) -> None:
+    """Each holds the weights: together with the plan in memory they would be three models."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
+    builders: list[weakref.ref[Any]] = []
+    seen: list[tuple[type, Any]] = []
+
+    class Builder(trt.Builder):  # type: ignore[misc, name-defined]
+        def __init__(self, logger: Any) -> None:
+            super().__init__(logger)
+            builders.append(weakref.ref(self))
+
+        def __del__(self) -> None:
+            """The bindings' own only warns."""
+
+    class Runtime:
+        """What full TensorRT has on a machine with a GPU; here it sees what it is given."""
+
+        def __init__(self, _logger: Any) -> None: ...
+
+        def deserialize_cuda_engine(self, plan: Any) -> None:
+            seen.append((type(plan), builders[0]()))
+
+    module = SimpleNamespace(**vars(trt) | {"Builder": Builder, "Runtime": Runtime})
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "S"]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "one", [x], [y])
+    opset = helper.make_opsetid("", 20)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "x.onnx")
+    order = Order(
+        flavour=Flavour.TENSORRT,
+        graph=str(tmp_path / "x.onnx"),
+        plan=str(tmp_path / "x.plan"),
+        inputs=("x",),
+        profiles=(Profile("all", Shape(1, 2), Shape(1, 8), Shape(2, 16)),),
+    )
+    events: list[dict[str, Any]] = []
+    build(order, Api(Flavour.TENSORRT, module), events.append)
+    assert "done" in events[-1]
+    assert seen == [(mmap.mmap, None)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it lives until its pipe breaks")

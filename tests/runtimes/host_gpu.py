@@ -2,8 +2,8 @@
 """A GPU for tests that have none: CUDA on host memory, an engine that ONNX Runtime computes.
 
 It stands in for NVIDIA's two libraries, not for code of ours, and is as strict as they are: what is
-ordered while a stream is captured does not run, a shape outside of the profile is refused, a
-recording of a context that was changed is refused, memory is freed once.
+ordered while a stream is captured does not run, and nothing is bound meanwhile; a shape outside of
+the profile is refused, a recording of a context that was changed is refused, memory is freed once.
 """
 
 from __future__ import annotations
@@ -79,12 +79,16 @@ class HostCuda:
     fails: dict[str, Status] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
+    holders: dict[int, int] = field(default_factory=dict)
+    current: int = 0
+    name: bytes = b"NVIDIA H200"
     captured: Recording | None = None
     live: int = 0
     most_bytes: int = 1 << 30
 
     cudaStreamNonBlocking = 1
     cudaHostAllocDefault = 0
+    cudaMemoryType = SimpleNamespace(cudaMemoryTypeDevice=2, cudaMemoryTypeManaged=3)
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaDeviceAttr = SimpleNamespace(
@@ -106,6 +110,16 @@ class HostCuda:
     @call
     def cudaSetDevice(self, index: int) -> None:
         assert index < self.gpus
+        self.current = index
+
+    @call
+    def cudaGetDeviceProperties(self, _index: int) -> Any:
+        return SimpleNamespace(name=self.name)
+
+    @call
+    def cudaPointerGetAttributes(self, pointer: int) -> Any:
+        holder = self.holders.get(pointer)
+        return SimpleNamespace(type=0 if holder is None else 2, device=holder or 0)
 
     @call
     def cudaDeviceGetAttribute(self, attribute: int, _index: int) -> int:
@@ -134,7 +148,7 @@ class HostCuda:
         block = ctypes.create_string_buffer(size + 256)
         pointer = -(-ctypes.addressof(block) // 256) * 256
         ctypes.memset(pointer, 0xAB, size)  # memory of a GPU is not clean
-        self.memory[pointer] = block
+        self.memory[pointer], self.holders[pointer] = block, self.current
         return pointer
 
     @call
@@ -186,21 +200,47 @@ class HostCuda:
         self.live -= 1
 
 
+@dataclass
+class HostDriver:
+    """The driver's own library, `libcuda.so.1`, as ctypes opens it."""
+
+    name: bytes = b"NVIDIA H200"
+    capability: tuple[int, int] = (9, 0)
+
+    def cuInit(self, _flags: int) -> int:
+        return 0
+
+    def cuDeviceGet(self, _device: Any, index: int) -> int:
+        return 0 if index == 0 else 101
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, _device: Any) -> int:
+        value._obj.value = self.capability[attribute - 75]
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, _device: Any) -> int:
+        name.value = self.name[: size - 1]
+        return 0
+
+
 class HostContext:
     """An execution context: shapes, addresses, and a run of the graph over raw memory."""
 
-    def __init__(self, engine: HostEngine) -> None:
+    def __init__(self, engine: HostEngine, *, captures: bool) -> None:
         self.engine, self.shapes, self.addresses = engine, {}, {}
         self.profile, self.changes, self.scratch = 0, 0, 0
+        self.captures, self.captured = captures, None
 
     def set_optimization_profile_async(self, profile: int, _stream: int) -> bool:
+        if profile >= len(self.engine.record.profiles):
+            raise RuntimeError("Error in set optimization profile async.")
         self.profile = profile
-        return profile < len(self.engine.record.profiles)
+        return True
 
     def set_device_memory(self, pointer: int, size: int) -> None:
         self.scratch = pointer if size >= self.engine.device_memory_size_v2 else 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.engine.cuda.captured is None, "a shape is bound before a capture"
         profile = self.engine.record.profiles[self.profile]
         fits = zip(profile.min, shape, profile.max, strict=True)
         self.changes += self.shapes.get(name) != shape
@@ -208,6 +248,7 @@ class HostContext:
         return all(low <= size <= high for low, size, high in fits)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        assert self.engine.cuda.captured is None, "an address is bound before a capture"
         self.addresses[name] = address
         return address % 256 == 0
 
@@ -217,13 +258,16 @@ class HostContext:
 
         def run() -> None:
             assert self.changes == changes, "a recorded context was changed"
-            assert self.scratch or self.engine.records_itself
+            assert self.scratch, "a context has no memory of its own"
             feed = {
                 name: array_at(addresses[name], shape, np.int64) for name, shape in shapes.items()
             }
             (rows,) = self.engine.session.run(None, feed)
             array_at(addresses["sentence_embedding"], rows.shape, np.float32)[...] = rows
 
+        if self.captures and self.captured != (shapes, addresses):  # it keeps one graph
+            self.captured = shapes, addresses
+            self.engine.own_captures += 1
         self.engine.cuda.order(run)
         return True
 
@@ -238,21 +282,46 @@ class HostEngine:
         self.record, self.cuda, self.tensors = record, cuda, tensors
         self.num_optimization_profiles = len(record.profiles)
         self.num_io_tensors = len(tensors)
-        self.records_itself = False
+        self.own_captures = 0
+        self.room = 1 << 10
         self.contexts: list[HostContext] = []
 
     def get_tensor_name(self, index: int) -> str:
         return self.tensors[index]
 
-    def create_execution_context(self, how: Any) -> HostContext:
-        self.records_itself = isinstance(how, SimpleNamespace)
-        self.contexts.append(HostContext(self))
+    def create_execution_context(self, how: Any) -> HostContext | None:
+        config = how if isinstance(how, HostConfig) else HostConfig(allocation=how, cache=HostCache)
+        assert config.allocation == USER_MANAGED
+        assert config.cache is not None
+        if len(self.contexts) >= self.room:
+            return None
+        self.contexts.append(HostContext(self, captures=config.cuda_graph_strategy == CAPTURE))
         return self.contexts[-1]
 
-    def create_runtime_config(self) -> Any:
-        return SimpleNamespace(
-            create_runtime_cache=HostCache, set_runtime_cache=lambda cache: cache is not None
-        )
+    def create_runtime_config(self) -> HostConfig:
+        return HostConfig()
+
+
+USER_MANAGED, CAPTURE = 2, 1
+
+
+@dataclass
+class HostConfig:
+    """How a context is made; at first each allocates its own memory and records nothing."""
+
+    cuda_graph_strategy: int = 0
+    allocation: int = 0
+    cache: Any = None
+
+    def create_runtime_cache(self) -> HostCache:
+        return HostCache()
+
+    def set_runtime_cache(self, cache: HostCache) -> bool:
+        self.cache = cache
+        return True
+
+    def set_execution_context_allocation_strategy(self, strategy: int) -> None:
+        self.allocation = strategy
 
 
 class HostCache:
@@ -283,10 +352,10 @@ def host_api(
         Runtime=lambda _logger: SimpleNamespace(
             deserialize_cuda_engine=lambda data: engine if bytes(data[:4]) == b"plan" else None
         ),
-        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=2),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=USER_MANAGED),
     )
     if record.flavour is Flavour.RTX:
-        module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE=1)
+        module.CudaGraphStrategy = SimpleNamespace(DISABLED=0, WHOLE_GRAPH_CAPTURE=CAPTURE)
     return Api(record.flavour, module), engine
 
 

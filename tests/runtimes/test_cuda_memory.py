@@ -6,6 +6,7 @@ import ctypes
 import inspect
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ def test_the_host_that_plays_has_only_calls_that_cuda_has() -> None:
     names = [name for name in dir(HostCuda) if name.startswith("cuda")]
     assert len(names) > 15
     assert [name for name in names if not hasattr(runtime, name)] == []
-    for kind in ("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaDeviceAttr"):
+    kinds = ("cudaMemcpyKind", "cudaMemoryType", "cudaStreamCaptureMode", "cudaDeviceAttr")
+    for kind in kinds:
         for member in vars(getattr(HostCuda, kind)):
             assert hasattr(getattr(runtime, kind), member), member
 
@@ -68,7 +70,8 @@ def test_memory_that_runs_out_says_what_takes_less() -> None:
     gpu = Gpu(1, HostCuda(fails={"cudaMalloc": OUT_OF_MEMORY}))
     with pytest.raises(HardwareError, match="cudaMalloc on cuda:1: cudaErrorMemoryAlloc") as caught:
         gpu.allocate(1 << 40)
-    assert "max_batch_tokens" in caught.value.fix
+    assert "--profile-from" in caught.value.fix
+    assert "max_batch_tokens" not in caught.value.fix  # buffers have the largest profile's size
 
 
 def test_the_target_is_written_as_engines_write_it() -> None:
@@ -107,6 +110,22 @@ def test_a_capture_ends_also_when_an_order_fails() -> None:
     with pytest.raises(ZeroDivisionError):
         gpu.record(lambda: ctypes.sizeof(ctypes.c_int) // 0)
     assert cuda.captured is None
+    assert cuda.calls.count("cudaGraphDestroy") == 1
+
+
+def test_a_gpu_has_the_name_that_its_maker_gives_it() -> None:
+    assert Gpu(0, HostCuda()).name == "NVIDIA H200"
+
+
+def test_memory_is_told_by_the_gpu_that_holds_it() -> None:
+    cuda = HostCuda()
+    gpu = Gpu(1, cuda)
+    assert gpu.holder(gpu.allocate(8)) == 1
+    assert Gpu(0, cuda).holder(gpu.allocate(8)) == 0
+    assert gpu.holder(4096) is None
+    managed = SimpleNamespace(type=HostCuda.cudaMemoryType.cudaMemoryTypeManaged, device=0)
+    cuda.cudaPointerGetAttributes = lambda _: (Status(), managed)  # type: ignore[method-assign]
+    assert gpu.holder(4096) == 1
 
 
 def test_closing_twice_frees_once() -> None:

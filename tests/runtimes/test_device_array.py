@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.runtimes.cuda_memory import Gpu
 from nvembed_deploy.runtimes.device_array import (
     DeviceArray,
+    check_holder,
     device_array,
     is_on_gpu,
     read_dlpack,
 )
+from tests.runtimes.host_gpu import HostCuda
 
 
 def interface(**changes: Any) -> SimpleNamespace:
@@ -95,3 +98,14 @@ def test_an_array_on_the_gpu_is_known_by_its_dlpack_device() -> None:
 def test_what_is_given_can_be_taken_again() -> None:
     given = DeviceArray(1024, (2, 4), "<f4")
     assert device_array(given, 0) == given
+
+
+def test_an_array_of_another_gpu_or_of_the_processor_is_refused() -> None:
+    cuda = HostCuda()
+    first, second = Gpu(0, cuda), Gpu(1, cuda)
+    array = DeviceArray(second.allocate(64), (1, 8), "<i8")
+    check_holder(array, second)
+    with pytest.raises(InputError, match="ids lies in the memory of cuda:1, expected cuda:0"):
+        check_holder(array, first, "ids")
+    with pytest.raises(InputError, match="lies in the processor's memory, expected cuda:0"):
+        check_holder(DeviceArray(4096, (1, 8), "<i8"), first)

@@ -68,6 +68,18 @@ def test_a_plan_for_ampere_and_later_runs_on_later_gpus() -> None:
     assert why_not(same, H200) == "is for sm80"
 
 
+def test_a_plan_that_was_tuned_on_another_model_is_left() -> None:
+    """SM90 are H100, H200 and GH200; a plan that records no model is taken, as it always was."""
+    here = replace(H200, gpu="NVIDIA H200")
+    h100, h200 = (replace(TRT, gpu=f"NVIDIA {name}") for name in ("H100 PCIe", "H200"))
+    assert why_not(h100, here) == "was tuned on NVIDIA H100 PCIe"
+    assert why_not(h200, here) is None
+    assert why_not(TRT, here) is None
+    assert why_not(h100, H200) is None
+    assert choose_engine({"unknown": TRT, "other": h100, "own": h200}, here) == "own"
+    assert str(here) == "tensorrt 11.4.0.106 on sm90 (NVIDIA H200)"
+
+
 def test_the_engine_made_for_fewest_gpus_is_taken() -> None:
     engines = {
         "portable": replace(RTX, targets=("portable",)),

@@ -22,7 +22,7 @@ GPU = RuntimeOptions()
 def an_l4(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine whose driver shows an SM89."""
     pytest.importorskip("cuda.bindings.runtime", reason="pip install cuda-bindings")
-    monkeypatch.setattr(engine_here, "_target", lambda _: "sm89")
+    monkeypatch.setattr(engine_here, "_gpu", lambda _: ("sm89", "NVIDIA L4"))
     yield
 
 
@@ -44,7 +44,8 @@ def test_another_device_is_left_to_the_other_runtimes(
 def test_an_engine_for_another_gpu_is_not_taken(
     rtx_artifact: Path, an_l4: None, monkeypatch: pytest.MonkeyPatch, target: str | None
 ) -> None:
-    monkeypatch.setattr(engine_here, "_target", lambda _: target)
+    gpu = (target, "NVIDIA A10") if target else None
+    monkeypatch.setattr(engine_here, "_gpu", lambda _: gpu)
     assert flavour_here(open_artifact(rtx_artifact), GPU) is None
 
 
@@ -63,7 +64,7 @@ def test_the_gpu_that_was_asked_for_is_asked(
 def test_an_artifact_without_an_engine_asks_for_no_gpu(
     tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_here, "_target", lambda _: pytest.fail("asked"))
+    monkeypatch.setattr(engine_here, "_gpu", lambda _: pytest.fail("asked"))
     assert flavour_here(open_artifact(tiny_artifact), GPU) is None
 
 

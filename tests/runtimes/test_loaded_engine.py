@@ -5,7 +5,10 @@ TensorRT for RTX itself refuses a real plan here where there is no GPU.
 
 from __future__ import annotations
 
+import errno
+import gc
 import logging
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +17,12 @@ from typing import Any
 import pytest
 
 from nvembed_deploy.artifact import open_artifact
-from nvembed_deploy.engine_record import Flavour
+from nvembed_deploy.engine_record import EngineRecord, Flavour
 from nvembed_deploy.errors import ArtifactError, HardwareError
+from nvembed_deploy.runtimes.cuda_memory import OUT_OF_MEMORY_FIX
 from nvembed_deploy.runtimes.loaded_engine import LoadedEngine
 from nvembed_deploy.tensorrt_api import Api, gpu_target, load_api
-from tests.runtimes.host_gpu import RECORD, TENSORS, HostCuda, host_api, host_engine
+from tests.runtimes.host_gpu import RECORD, TENSORS, HostCache, HostCuda, host_api, host_engine
 
 RTX = replace(RECORD, flavour=Flavour.RTX, version="1.7.1.116")
 
@@ -51,9 +55,60 @@ def test_a_damaged_plan_is_told_from_a_missing_gpu(toy_artifact: Path) -> None:
         assert f"nvembed-deploy compile {toy_artifact}" in caught.value.fix
 
 
+def test_an_engine_is_freed_as_soon_as_nobody_holds_it(toy_artifact: Path) -> None:
+    """The real Runtime keeps its logger where the collector cannot see it."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
+    api, engine = host_api(toy_artifact / "model.onnx", HostCuda(), RTX)
+
+    class Runtime(trt.Runtime):  # type: ignore[misc, name-defined]
+        """Loads the engine that is played, as no real one loads without a GPU."""
+
+        def __del__(self) -> None:
+            """The bindings' own only warns."""
+
+        def deserialize_cuda_engine(self, _data: object) -> Any:
+            return engine
+
+    api.module.ILogger, api.module.Runtime = trt.ILogger, Runtime
+    gc.disable()
+    try:
+        loaded = load(toy_artifact, api, RTX)
+        freed = weakref.ref(loaded)
+        del loaded
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error Code 1: Cuda Runtime (out of memory)",
+        "Requested amount of GPU memory (9 bytes) could not be allocated.",
+        "Error Code 2: OutOfMemory (no further information)",
+        "cudaErrorMemoryAllocation",
+    ],
+)
+def test_memory_that_runs_out_is_blamed_on_neither_plan_nor_driver(
+    toy_artifact: Path, said: str
+) -> None:
+    loaded, engine = host_engine(toy_artifact, HostCuda())
+    engine.room = 0
+    loaded._logger.log(1, said)
+    with pytest.raises(HardwareError, match="did not make an execution context") as caught:
+        loaded.context(0, stream=7)
+    assert said in caught.value.problem
+    assert caught.value.fix == OUT_OF_MEMORY_FIX
+    with pytest.raises(ArtifactError, match="did not take profile 2") as later:
+        engine.room = 1
+        loaded.context(2, stream=7)
+    assert said not in later.value.problem
+
+
 @pytest.mark.parametrize(
     ("found", "kind", "names"),
     [
+        (16, HardwareError, "INSUFFICIENT_GPU_MEMORY"),
         (4, HardwareError, "OLD_CUDA_DRIVER"),
         (2, HardwareError, "UNSUPPORTED_CC"),
         (33, ArtifactError, "VERSION_MISMATCH, MALFORMED_ENGINE"),
@@ -118,6 +173,27 @@ def test_a_stripped_plan_takes_the_weights_of_the_graph(toy_artifact: Path) -> N
         load(toy_artifact, api, replace(RECORD, options={"strip_weights": True}))
 
 
+def test_a_plan_that_cannot_be_refitted_is_told(toy_artifact: Path) -> None:
+    api, _ = host_api(toy_artifact / "model.onnx", HostCuda())
+
+    def refuse(*_: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    api.module.Refitter = refuse
+    with pytest.raises(ArtifactError, match=r"cannot take the weights of .*model\.onnx"):
+        load(toy_artifact, api, replace(RECORD, options={"strip_weights": True}))
+
+
+@pytest.mark.parametrize("record", [RECORD, RTX])
+def test_all_contexts_share_one_memory(toy_artifact: Path, record: EngineRecord) -> None:
+    loaded, engine = host_engine(toy_artifact, HostCuda(), record)
+    assert loaded.scratch_bytes == engine.device_memory_size_v2
+    loaded.use_scratch(4096)
+    for profile, records in ((0, False), (1, False), (0, True)):
+        loaded.context(profile, stream=7, records=records)
+    assert [context.scratch for context in engine.contexts] == [4096] * 3
+
+
 def test_a_shape_outside_of_the_profile_is_refused(toy_artifact: Path) -> None:
     loaded, _ = host_engine(toy_artifact, HostCuda())
     context = loaded.context(0, stream=7)
@@ -146,3 +222,27 @@ def test_a_cache_that_cannot_be_kept_is_a_warning(
         loaded.save_cache()
     assert "the runtime cache is not kept" in caplog.text
     assert [p.name for p in (toy_artifact / "engines").glob(".*")] == []
+
+
+def test_a_cache_in_a_folder_that_is_read_only_is_a_warning(
+    toy_artifact: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, _ = host_engine(toy_artifact, HostCuda(), RTX)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with caplog.at_level(logging.WARNING):
+        loaded.save_cache()
+    assert "Read-only file system" in caplog.text
+
+
+def test_a_cache_that_gives_nothing_is_not_written(
+    toy_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HostCache, "serialize", lambda _: None)
+    loaded, _ = host_engine(toy_artifact, HostCuda(), RTX)
+    loaded.save_cache()
+    assert not (toy_artifact / "engines" / "host.runtime-cache").exists()

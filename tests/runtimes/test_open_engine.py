@@ -76,10 +76,23 @@ def test_an_engine_for_another_gpu_is_refused_where_none_may_be_compiled(
 ) -> None:
     cuda = play(capability=(10, 0))
     options = RuntimeOptions(compiles_engines=False)
-    with pytest.raises(ArtifactError, match=r"no engine for .* on sm100: .* is for sm90") as caught:
+    with pytest.raises(
+        ArtifactError, match=r"no engine for .* on sm100.*: .* is for sm90"
+    ) as caught:
         load_encoder(toy_artifact, "tensorrt", options=options)
     assert caught.value.fix == f"nvembed-deploy compile {toy_artifact} --engine tensorrt"
     assert cuda.calls[-1] == "cudaStreamDestroy"
+
+
+def test_an_engine_of_another_model_with_the_same_capability_is_refused(
+    toy_artifact: Path, play: Play
+) -> None:
+    options = RuntimeOptions(compiles_engines=False)
+    play(replace(RECORD, gpu="NVIDIA H100 PCIe"))
+    with pytest.raises(ArtifactError, match=r"\(NVIDIA H200\): .* was tuned on NVIDIA H100 PCIe"):
+        load_encoder(toy_artifact, "tensorrt", options=options)
+    play(replace(RECORD, gpu="NVIDIA H200"))
+    load_encoder(toy_artifact, "tensorrt", options=options).close()
 
 
 def test_a_damaged_plan_is_told_by_its_hash(toy_artifact: Path, play: Play) -> None:

@@ -22,6 +22,7 @@ from nvembed_deploy.tensorrt_api import gpu_target
 from nvembed_deploy.text import Batch, Tokenizer, collate
 from tests.runtimes.host_gpu import (
     RECORD,
+    HostCache,
     HostCuda,
     HostEngine,
     Status,
@@ -132,6 +133,55 @@ def test_rtx_records_by_itself_and_keeps_its_kernels(toy_artifact: Path) -> None
     assert [p.name for p in (toy_artifact / "engines").glob(".*")] == []
 
 
+@pytest.mark.parametrize("replays", [0, 4])
+def test_rtx_records_each_shape_that_comes_again_once_and_none_if_none_may_be(
+    toy_artifact: Path, replays: int
+) -> None:
+    runtime, _, engine = open_host(toy_artifact, replace(RECORD, flavour=Flavour.RTX), replays)
+    for _ in range(5):
+        for texts in (["w1 w2"], ["w3"] * 3, ["w4 " * 30]):
+            runtime.embed(tokens_of(toy_artifact, texts))
+    assert engine.own_captures == min(3, replays)
+
+
+def test_rtx_gives_up_the_oldest_shape_for_a_new_one(toy_artifact: Path) -> None:
+    record = replace(RECORD, flavour=Flavour.RTX)
+    runtime, cuda, engine = open_host(toy_artifact, record, replays=2)
+    for count in (1, 1, 2, 2, 3, 3, 2, 3):
+        runtime.embed(tokens_of(toy_artifact, ["w1"] * count))
+    assert engine.own_captures == 3
+    runtime.close()
+    assert cuda.memory == {}
+
+
+@pytest.mark.parametrize("flavour", list(Flavour))
+def test_a_gpu_without_room_for_another_context_runs_on_without_recording(
+    toy_artifact: Path, caplog: pytest.LogCaptureFixture, flavour: Flavour
+) -> None:
+    runtime, _, engine = open_host(toy_artifact, replace(RECORD, flavour=flavour))
+    engine.room = 1
+    batch = tokens_of(toy_artifact, ["w1 w2"])
+    rows = [runtime.embed(batch) for _ in range(4)]
+    for row in rows[1:]:
+        np.testing.assert_array_equal(row, rows[0])
+    assert caplog.text.count("no further shapes are recorded") == 1
+
+
+def test_closing_frees_the_gpu_although_the_kernels_cannot_be_kept(
+    toy_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, cuda, _ = open_host(toy_artifact, replace(RECORD, flavour=Flavour.RTX))
+    runtime.embed(tokens_of(toy_artifact, ["w1"]))
+
+    def refuse(_: object) -> bytes:
+        raise RuntimeError("no kernels")
+
+    monkeypatch.setattr(HostCache, "serialize", refuse)
+    with pytest.raises(RuntimeError, match="no kernels"):
+        runtime.close()
+    assert cuda.memory == {}
+
+
 def test_closing_frees_everything_and_embedding_afterwards_is_refused(toy_artifact: Path) -> None:
     runtime, cuda, _ = open_host(toy_artifact)
     for _ in range(2):
@@ -196,6 +246,14 @@ def test_arrays_on_the_gpu_are_run_where_they_lie(toy_artifact: Path) -> None:
     assert (where["shape"], where["typestr"], where["stream"]) == ((2, 16), "<f4", None)
     got = array_at(where["data"][0], where["shape"], np.float32)
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_arrays_on_another_gpu_are_refused(toy_artifact: Path) -> None:
+    runtime, cuda, _ = open_host(toy_artifact)
+    cuda.current = 1
+    arrays = arrays_on_gpu(cuda, tokens_of(toy_artifact, ["w1"]))
+    with pytest.raises(InputError, match=r"input_ids lies in .* cuda:1, expected cuda:0"):
+        runtime.embed_on_gpu(*arrays)
 
 
 def test_a_batch_on_the_gpu_that_no_profile_takes_as_it_is_is_refused(toy_artifact: Path) -> None:
