@@ -35,22 +35,39 @@ def attend(  # noqa: PLR0913 - three tensors and where their texts are
     `is_causal` asks for as many queries as keys, and drops what is right of each.
     """
     if reads_cuts(query_RHK.device, query_RHK.dtype) and query_RHK.shape[-1] <= _WIDEST_HEAD:
-        from torch.nn.attention.varlen import varlen_attn
-
-        mixed_RHK = varlen_attn(
-            query_RHK,
-            key_TGK,
-            value_TGK,
-            queries.cuts,
-            keys.cuts,
-            queries.longest,
-            keys.longest,
-            window_size=(-1, 0) if is_causal else (-1, -1),
-            enable_gqa=True,
-        )
-        assert isinstance(mixed_RHK, torch.Tensor)
-        return mixed_RHK
+        return _flash(query_RHK, key_TGK, value_TGK, queries, keys, is_causal)
     return _by_runs(query_RHK, key_TGK, value_TGK, queries, keys, is_causal)
+
+
+def _flash(  # noqa: PLR0913, PLR0917 - as above
+    query_RHK: torch.Tensor,
+    key_TGK: torch.Tensor,
+    value_TGK: torch.Tensor,
+    queries: Segments,
+    keys: Segments,
+    is_causal: bool,
+) -> torch.Tensor:
+    """Call the operator below torch.nn.attention.varlen.
+
+    That module makes a tensor that only training reads, a kernel in each layer, and refuses grouped
+    heads before torch 2.13, which the operator takes.
+    """
+    mixed_RHK, *_ = torch.ops.aten._flash_attention_forward(
+        query_RHK,
+        key_TGK,
+        value_TGK,
+        queries.cuts,
+        keys.cuts,
+        queries.longest,
+        keys.longest,
+        0.0,  # dropout
+        is_causal,
+        return_debug_mask=False,
+        window_size_left=-1,
+        window_size_right=0 if is_causal else -1,
+    )
+    assert isinstance(mixed_RHK, torch.Tensor)
+    return mixed_RHK
 
 
 def _by_runs(  # noqa: PLR0913, PLR0917 - as above

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -112,12 +113,11 @@ class Kernels:
 def _compiled(kernel: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
     """Compile for any number of rows and fixed widths: of unknown ones no wide loads are made.
 
-    A single row is compiled apart; each caller has compilations of its own, or those of several
-    GPUs would count against one limit.
+    A single row is compiled apart. Compilations belong to a function's code, of which each caller
+    has a copy: those of several GPUs would count against one limit.
     """
-    compiled = torch.compile(  # type: ignore[call-overload]
-        kernel, dynamic=False, backend=backend, isolate_recompiles=True
-    )
+    own = FunctionType(kernel.__code__.replace(), kernel.__globals__, kernel.__name__)
+    compiled = torch.compile(own, dynamic=False, backend=backend)
 
     @wraps(kernel)
     def call(*args: Any) -> Any:  # noqa: ANN401 - the kernel's own

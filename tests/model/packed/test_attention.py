@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvembed_deploy.model.packed.attention import attend
+from nvembed_deploy.model.packed.attention import _flash, attend, reads_cuts
 from nvembed_deploy.model.packed.batch import Segments
 
 KEYS = (4, 4, 1, 7)
@@ -41,3 +41,22 @@ def test_it_is_plain_attention(num_queries, causal):
     mixed = attend(query, key, value, **segments, is_causal=causal)
     expected = plain(query, key, value, num_queries=num_queries, causal=causal)
     torch.testing.assert_close(mixed, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_gpus_operator_takes_what_it_is_given(causal):
+    """On the meta device, which checks a call and computes nothing."""
+    segments = Segments.of(np.array(KEYS)).to(torch.device("meta"))
+    query, key = (
+        torch.empty(sum(KEYS), heads, 128, dtype=torch.bfloat16, device="meta") for heads in (8, 2)
+    )
+    mixed = _flash(query, key, key, segments, segments, causal)
+    assert mixed.shape == query.shape
+    assert mixed.dtype is torch.bfloat16
+
+
+def test_only_the_gpus_kernel_in_16_bit_reads_boundaries_on_the_device():
+    gpu, host = torch.device("cuda:1"), torch.device("cpu")
+    for dtype, is_read in ((torch.float16, True), (torch.bfloat16, True), (torch.float32, False)):
+        assert reads_cuts(gpu, dtype) is is_read
+        assert not reads_cuts(host, dtype)
