@@ -217,16 +217,17 @@ class _Author:
         query, key = spec.num_heads * spec.head_width, spec.num_kv_heads * spec.head_width
         with b.scope(f"layers.{index}"):
             normal = self.b.narrow(self.rms_norm(hidden_BSD, prefix + "input_layernorm.weight"))
+            apart = layout.spread
             projected = Projected(
-                layout.spread(self.linear(normal, prefix + "self_attn.q_proj", (hidden, query))),
-                layout.spread(self.linear(normal, prefix + "self_attn.k_proj", (hidden, key))),
-                layout.spread(self.linear(normal, prefix + "self_attn.v_proj", (hidden, key))),
+                self.linear(normal, prefix + "self_attn.q_proj", (hidden, query), move=apart),
+                self.linear(normal, prefix + "self_attn.k_proj", (hidden, key), move=apart),
+                self.linear(normal, prefix + "self_attn.v_proj", (hidden, key), move=apart),
                 prefix + "self_attn.",
             )
             mixed = self.dialect.attention(projected, place.mask, place.angles)
-            mixed = layout.pooled(mixed) if place.is_last else layout.kept(mixed)
+            together = layout.pooled if place.is_last else layout.kept
             hidden_BSD = layout.pooled_of_kept(hidden_BSD) if place.is_last else hidden_BSD
-            update = self.linear(mixed, prefix + "self_attn.o_proj", (query, hidden))
+            update = self.linear(mixed, prefix + "self_attn.o_proj", (query, hidden), move=together)
             hidden_BSD = b.op("Add", hidden_BSD, self.b.widen(update))
             normal = self.b.narrow(
                 self.rms_norm(hidden_BSD, prefix + "post_attention_layernorm.weight")

@@ -2,7 +2,8 @@
 
 Linears, norms and the pooler need no text beside another: on a processor, where a kernel takes any
 number of rows, they compute the kept tokens of all texts as one row of T. Attention alone needs
-texts apart: its inputs are spread over the padded slots, its output is taken from them.
+texts apart: they are spread over the padded slots before the products that it reads, and taken from
+them before the one that reads it, where a token is fewest bytes.
 Shapes: B batch, S sequence, D features, T kept tokens, P pooled tokens.
 """
 

@@ -6,6 +6,8 @@ DequantizeLinear. An engine that fuses the three computes in 8 bits, any other g
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -21,6 +23,14 @@ SMALLEST_ROW = 1e-4
 """Rows below it are divided by it instead: float16 has 1/1e-4, and such a row is all but zero."""
 
 
+Move = Callable[[ir.Value], ir.Value]
+
+
+def stay(x: ir.Value) -> ir.Value:
+    """Leave rows where they are."""
+    return x
+
+
 class LinearWriter:
     """Writes linears into a builder; their weights are stored transposed, as `NAME.weight_t`."""
 
@@ -31,10 +41,19 @@ class LinearWriter:
         self._tensors: dict[str, ir.Value] = {}
 
     def __call__(
-        self, x: ir.Value, name: str, sizes: tuple[int, int], bias: bool = False
+        self,
+        x: ir.Value,
+        name: str,
+        sizes: tuple[int, int],
+        *,
+        bias: bool = False,
+        move: Move = stay,
     ) -> ir.Value:
-        """Return x [.., in] @ W [in, out] (+ b), in the graph's precision."""
-        form = self._formats.of(name, sizes[0])
+        """Return x [.., in] @ W [in, out] (+ b), in the graph's precision.
+
+        `move` takes the rows of x to where the product has them (see `layout.py`).
+        """
+        x, form = move(x), self._formats.of(name, sizes[0])
         if form is None:
             product = self._b.op("MatMul", x, self._b.weight(name + ".weight_t", sizes), name=name)
         elif form.activations is Activations.ROW:

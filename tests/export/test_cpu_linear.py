@@ -88,6 +88,30 @@ def test_only_named_linears_have_a_range_per_token() -> None:
     assert len(scales) == 3 * layers + 4
 
 
+@pytest.mark.parametrize("formats", [OPTIONS.formats, BY_ROW])
+def test_codes_and_ranges_are_moved_and_no_floats(formats: Formats) -> None:
+    """Between rows of kept tokens and padded slots a token is a byte a value."""
+    block = author_graph(factories.TINY, replace(OPTIONS, formats=formats))
+    made_by = {str(node.outputs[0].name): node for node in block.builder.nodes}
+
+    def origin(value: ir.Value | None) -> str:
+        node = made_by[str(value.name)] if value is not None else None
+        if node is not None and node.op_type == "Reshape":
+            return origin(node.inputs[0])
+        return node.op_type if node is not None else ""
+
+    moved = [
+        origin(node.inputs[0])
+        for node in block.builder.nodes
+        if node.op_type == "Gather" and str(node.name).startswith("layers.")
+    ]
+    layers = factories.TINY.backbone.num_layers
+    assert moved.count("QuantizeLinear") == 2 * layers
+    assert moved.count("Max") == (2 * layers if formats is BY_ROW else 0)
+    assert moved.count("Add") == 1  # the last layer's states, of pooled tokens
+    assert set(moved) <= {"QuantizeLinear", "Max", "Add"}
+
+
 def test_the_embedding_table_is_half_as_large() -> None:
     entries = {e.name: e for e in author_graph(factories.TINY, OPTIONS).weights}
     assert entries["backbone.embed_tokens.weight"].dtype.name == "FLOAT16"

@@ -95,9 +95,10 @@ def test_linears_compute_kept_tokens_and_the_last_ones_pooled_tokens(
     inputs = batch((5, 23, 12), masked=4)
     kept, pooled = (int(inputs[name].sum()) for name in INPUTS[1:])
     product = "layers.{0}.backbone.layers.{0}.{1}"
+    shapes = {n: seen(graphs[n], product.format(0, "self_attn.v_proj"), inputs) for n in graphs}
+    assert {n: shape.shape[:2] for n, shape in shapes.items()} == dict.fromkeys(graphs, (3, 23))
     for name, rows in (
         (product.format(0, "mlp.down_proj"), kept),
-        (product.format(LAST, "self_attn.v_proj"), kept),
         (product.format(LAST, "self_attn.o_proj"), pooled),
         (product.format(LAST, "mlp.down_proj"), pooled),
         ("pooler.pooler.scores", pooled),
