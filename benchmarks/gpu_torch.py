@@ -34,6 +34,7 @@ from nvembed_deploy.bench.flops import model_flops
 from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
 from nvembed_deploy.model.names import expected_shapes
 from nvembed_deploy.model.nvembed import NVEmbed, load_model
+from nvembed_deploy.model.packed.attention import reads_cuts
 from nvembed_deploy.model.packed.kernels import Kernels
 from nvembed_deploy.model.packed.linear import NO_ROW_SCALES
 from nvembed_deploy.model.packed.loader import Loader
@@ -42,6 +43,7 @@ from nvembed_deploy.model.packed.reader import checkpoint_reader
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
 from nvembed_deploy.runtimes.packed_runtime import PackedRuntime
+from nvembed_deploy.runtimes.protocol import RuntimeOptions
 from nvembed_deploy.runtimes.reference_runtime import ReferenceRuntime
 from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerForm, PoolerSpec, TextSpec
 from nvembed_deploy.text import Batch, Tokens, collate
@@ -85,7 +87,7 @@ class Run:
         kernels = Kernels.compiled() if compiles else Kernels()
         read, dtype = checkpoint_reader(self.weights), torch.bfloat16
         loader = Loader(read, dtype, self.device, kernels, is_fp8)
-        graphs = 64 if self.device.type == "cuda" else 0
+        graphs = RuntimeOptions().cuda_graphs if reads_cuts(self.device, dtype) else 0
         return PackedRuntime(PackedModel.load(self.spec, loader), graphs=graphs)
 
     def model(self, dtype: torch.dtype) -> NVEmbed:
@@ -183,15 +185,15 @@ def measure(run: Run, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any
         if "compiled" in name and run.device.type != "cuda":
             continue
         try:
-            yield name, (card_side if name == CARD else packed_side)(run, name, expected)
+            is_card = name == CARD
+            yield name, card_side(run, expected) if is_card else packed_side(run, name, expected)
         except Exception as error:
             yield name, {"error": f"{type(error).__name__}: {error}"}
         give_back()
 
 
-def card_side(run: Run, name: str, expected: NDArray[np.float32]) -> dict[str, Any]:
+def card_side(run: Run, expected: NDArray[np.float32]) -> dict[str, Any]:
     """Measure the way of the model's card."""
-    del name
     card = run.model(torch.float16 if run.device.type == "cuda" else torch.float32)
     card.pooler.__class__ = PerTextLatentPooler
     return side(run, card_embed(run, card), CARD_BATCH, expected)

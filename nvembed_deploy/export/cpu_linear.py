@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from nvembed_deploy.export.builder import GraphBuilder
-from nvembed_deploy.export.formats import Activations, Formats
+from nvembed_deploy.export.formats import Activations
 from nvembed_deploy.export.linear import CODE_TYPES, SMALLEST_ROW, LinearWriter, Move, stay
 
 _ZERO = 128
@@ -19,11 +18,6 @@ _ZERO = 128
 
 class CpuLinearWriter(LinearWriter):
     """Writes W8A8 linears as com.microsoft.MatMulIntegerToFloat; float ones as they are."""
-
-    def __init__(self, builder: GraphBuilder, formats: Formats) -> None:
-        """Write into `builder`, each linear in its format."""
-        super().__init__(builder, formats)
-        self._moved: dict[tuple[str, str], ir.Value] = {}
 
     def __call__(
         self,
@@ -37,7 +31,7 @@ class CpuLinearWriter(LinearWriter):
         """Return x [.., in] @ W [in, out] (+ b), float32. What is moved are codes: a byte each."""
         b, form = self._b, self._formats.of(name, sizes[0])
         if form is None or form.activations is Activations.FLOAT:
-            return super().__call__(self._move(x, move), name, sizes, bias=bias)
+            return super().__call__(x, name, sizes, bias=bias, move=move)
         is_row, key = form.activations is Activations.ROW, (str(x.name), form.code)
         step = b.constant(1 / form.code.greatest)
         if key not in self._rows:
@@ -52,13 +46,6 @@ class CpuLinearWriter(LinearWriter):
         )
         product = b.op("Mul", product, factor) if is_row else product
         return b.op("Add", product, b.weight(name + ".bias", sizes[1:])) if bias else product
-
-    def _move(self, x: ir.Value, move: Move) -> ir.Value:
-        """Move rows once for all linears that read them."""
-        key = str(x.name), move.__name__
-        if key not in self._moved:
-            self._moved[key] = move(x)
-        return self._moved[key]
 
     def _row_codes(self, x: ir.Value, step: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return codes of x / rowmax(|x|), and rowmax(|x|) [.., 1]."""

@@ -39,6 +39,7 @@ class LinearWriter:
         self._b, self._formats = builder, formats
         self._rows: dict[tuple[str, Code], tuple[ir.Value, ir.Value]] = {}
         self._tensors: dict[str, ir.Value] = {}
+        self._moved: dict[tuple[str, str], ir.Value] = {}
 
     def __call__(
         self,
@@ -53,7 +54,7 @@ class LinearWriter:
 
         `move` takes the rows of x to where the product has them (see `layout.py`).
         """
-        x, form = move(x), self._formats.of(name, sizes[0])
+        x, form = self._move(x, move), self._formats.of(name, sizes[0])
         if form is None:
             product = self._b.op("MatMul", x, self._b.weight(name + ".weight_t", sizes), name=name)
         elif form.activations is Activations.ROW:
@@ -64,6 +65,13 @@ class LinearWriter:
         if not bias:
             return product
         return self._b.op("Add", product, self._b.weight(name + ".bias", sizes[1:]))
+
+    def _move(self, x: ir.Value, move: Move) -> ir.Value:
+        """Move rows once for all linears that read them."""
+        key = str(x.name), move.__name__
+        if key not in self._moved:
+            self._moved[key] = move(x)
+        return self._moved[key]
 
     def _by_row(
         self, x: ir.Value, name: str, sizes: tuple[int, int], form: LinearFormat

@@ -34,9 +34,10 @@ def attend(  # noqa: PLR0913 - three tensors and where their texts are
 
     `is_causal` asks for as many queries as keys, and drops what is right of each.
     """
-    if reads_cuts(query_RHK.device, query_RHK.dtype) and query_RHK.shape[-1] <= _WIDEST_HEAD:
-        return _flash(query_RHK, key_TGK, value_TGK, queries, keys, is_causal)
-    return _by_runs(query_RHK, key_TGK, value_TGK, queries, keys, is_causal)
+    is_narrow = query_RHK.shape[-1] <= _WIDEST_HEAD
+    is_flash = is_narrow and reads_cuts(query_RHK.device, query_RHK.dtype)
+    kernel = _flash if is_flash else _by_runs
+    return kernel(query_RHK, key_TGK, value_TGK, queries, keys, is_causal)
 
 
 def _flash(  # noqa: PLR0913, PLR0917 - as above

@@ -6,6 +6,7 @@ Shapes: T tokens, R rows, B texts, D hidden.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn import functional
@@ -54,20 +55,15 @@ class PackedModel:
         """Return embedding_BD, float32, of length 1."""
         states_TD = self.embedding_VD[batch.ids_T].float()
         angles = Angles.of(batch.position_T, self.spec.backbone)
-        norms = [*(layer.norm for layer in self.layers[1:]), self._final]
         stream = self.layers[0].enter(states_TD)
-        for layer, norm in zip(self.layers[:-1], norms, strict=False):
-            stream = layer(stream, angles, batch, norm)
+        for layer, following in pairwise(self.layers):
+            stream = layer(stream, angles, batch, following.norm)
         normal_RD = self._last(stream, angles, batch)
         return functional.normalize(self.pooler(normal_RD, batch), dim=-1)
 
-    @property
-    def _final(self) -> Norm:
-        return Norm(self.final_gain_D, torch.float32)
-
     def _last(self, stream: Stream, angles: Angles, batch: PackedBatch) -> torch.Tensor:
         """Compute the last layer for the rows alone, where the kernels can leave out queries."""
-        is_causal = self.spec.backbone.causal
-        last = self.layers[-1](stream, angles, batch, self._final, only_rows=not is_causal)
+        is_causal, final = self.spec.backbone.causal, Norm(self.final_gain_D, torch.float32)
+        last = self.layers[-1](stream, angles, batch, final, only_rows=not is_causal)
         assert isinstance(last.normal, torch.Tensor)
         return last.normal[batch.rows_R] if is_causal else last.normal
