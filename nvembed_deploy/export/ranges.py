@@ -96,16 +96,26 @@ class InputObserver:
         largest = torch.maximum(y.amax(-1), -y.amin(-1))
         weights_N1 = torch.ones(len(x), 1)
         if x.dim() == self.token_weights_BS1.dim():
-            kept = self.token_weights_BS1[..., 0] > 0
-            x, largest, weights_N1 = x[kept], largest[kept], self.token_weights_BS1[kept]
+            weights_BS1 = _alike(self.token_weights_BS1 > 0)
+            if name.endswith(_ADD_TO_STATES):
+                weights_BS1 *= self.token_weights_BS1
+            kept = weights_BS1[..., 0] > 0
+            x, largest, weights_N1 = x[kept], largest[kept], weights_BS1[kept]
         self.outputs[name] = max(self.outputs.get(name, 0.0), float(largest.max()))
         if first_of(name) == name:
-            is_added = name.endswith(_ADD_TO_STATES)
-            self.see(name, x, weights_N1 if is_added else torch.ones_like(weights_N1))
+            self.see(name, x, weights_N1)
 
     def see(self, name: str, x_NI: torch.Tensor, weights_N1: torch.Tensor) -> None:
         """Take the tokens that are there, without padding; an error in one counts so much."""
         self.seen.setdefault(name, SeenInputs(self.is_sampled)).add(x_NI, weights_N1)
+
+
+def _alike(kept_BS1: torch.Tensor) -> torch.Tensor:
+    """Return weights [B, S, 1] by which the squared errors of each text's tokens add up to a mean.
+
+    An embedding is a mean of tokens: of 100 one counts a hundredth of what it does where it is all.
+    """
+    return kept_BS1 / kept_BS1.sum(1, keepdim=True).clamp(min=1).sqrt()
 
 
 def _storable(scale: float) -> float:

@@ -44,18 +44,40 @@ def test_batches_are_the_same_for_the_same_seed(tokenizer: Tokenizer) -> None:
     assert ids(0) != ids(1)
 
 
-def test_every_text_appears_once_and_instructions_are_masked(tokenizer: Tokenizer) -> None:
+def test_every_text_appears_and_instructions_are_masked(tokenizer: Tokenizer) -> None:
     batches = Calibration().batches(tokenizer)
-    assert sum(batch.num_texts for batch in batches) == 256
+    assert sum(batch.num_texts for batch in batches) == 256 + 64  # first words of every fourth
     masked = [b.attention_mask_BS.sum(1) > b.pool_mask_BS.sum(1) for b in batches]
     assert np.concatenate(masked).sum() == sum(bool(t.instruction) for t in read_texts(BUILT_IN))
+
+
+def test_the_first_words_of_every_fourth_text_are_texts_too(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    line = {"text": "  one two\nthree four five", "instruction": "find it"}
+    path = write(tmp_path / "texts.jsonl", *[line] * 12)
+    batches = Calibration(path).batches(tokenizer)
+    assert sum(batch.num_texts for batch in batches) == 12 + 3
+    openings = tokenizer.tokenize(["one", "one two", "one two three"])
+    for row, opening in enumerate(openings):
+        kept = batches[0].attention_mask_BS[row] > 0
+        assert batches[0].input_ids_BS[row][kept].tolist() == list(opening.ids)
+
+
+def test_first_words_stay_short_where_words_are_not_parted(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "texts.jsonl", {"text": "x" * 500})
+    (batch,) = Calibration(path).batches(tokenizer)
+    (expected,) = tokenizer.tokenize(["x" * 24])
+    assert batch.attention_mask_BS.sum(1).min() == len(expected.ids)
 
 
 def test_long_texts_are_cut_after_the_instruction(tokenizer: Tokenizer, tmp_path: Path) -> None:
     text = {"text": "word " * 500, "instruction": "a long instruction " * 10}
     path = write(tmp_path / "texts.jsonl", text)
     (batch,) = Calibration(path, max_tokens=20).batches(tokenizer)
-    kept = int(batch.pool_mask_BS.sum())
+    kept = int(batch.pool_mask_BS[-1].sum())  # the first is its opening
     assert 15 <= kept <= 22
 
 
@@ -99,5 +121,5 @@ def test_the_texts_are_tokenised_as_encode_does(tokenizer: Tokenizer, tmp_path: 
     path = write(tmp_path / "one.jsonl", {"text": "hello", "instruction": "find it"})
     (batch,) = Calibration(path).batches(tokenizer)
     (expected,) = tokenizer.tokenize(["hello"], instruction="find it")
-    np.testing.assert_array_equal(batch.input_ids_BS[0], expected.ids)
+    np.testing.assert_array_equal(batch.input_ids_BS[-1], expected.ids)  # the first is its opening
     assert isinstance(tokenizer.spec, TextSpec)

@@ -8,7 +8,7 @@ import torch
 
 from nvembed_deploy.export.formats import Code
 from nvembed_deploy.export.quantize import round_to_code
-from nvembed_deploy.export.ranges import SeenInputs
+from nvembed_deploy.export.ranges import InputObserver, SeenInputs
 
 
 def seen(x_NI: torch.Tensor, weights_N1: torch.Tensor | None = None) -> SeenInputs:
@@ -80,3 +80,33 @@ def test_the_worst_token_shows_even_where_it_hardly_counts_in_the_mean() -> None
     x_NI[5] *= 300
     weights_N1[5] = 1e-5
     assert seen(x_NI, weights_N1).worst_token(noise(16, 64), Code.INT8) > 0.9
+
+
+@pytest.mark.parametrize("name", ["layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"])
+def test_a_text_counts_the_same_whatever_its_length(name: str) -> None:
+    kept_BS1 = torch.ones(2, 9, 1)
+    kept_BS1[0, 3:] = 0
+    observer = InputObserver(is_sampled=False)
+    observer.weigh(kept_BS1)
+    observer.add(name, noise(2, 9, 4), noise(2, 9, 5))
+    short_N1, long_N1 = torch.cat(observer.seen[name].weights_N1).square().split([3, 9])
+    assert float(short_N1.sum()) == pytest.approx(1)
+    assert float(long_N1.sum()) == pytest.approx(1)
+
+
+def test_an_error_beside_a_large_state_counts_less_where_it_is_added_to_it() -> None:
+    observer = InputObserver(is_sampled=False)
+    observer.weigh(torch.tensor([1.0, 0.01, 0.0]).reshape(1, 3, 1))
+    for name in ("q_proj", "o_proj"):
+        observer.add(name, noise(1, 3, 4), noise(1, 3, 5))
+    weights = {name: torch.cat(seen.weights_N1) for name, seen in observer.seen.items()}
+    assert torch.equal(weights["q_proj"][0], weights["q_proj"][1])
+    assert torch.allclose(weights["o_proj"][1], weights["o_proj"][0] / 100)
+    assert len(weights["o_proj"]) == 2  # padding is not seen
+
+
+def test_a_text_without_a_pooled_token_does_no_harm() -> None:
+    observer = InputObserver()
+    observer.weigh(torch.tensor([[0.0, 0], [1, 1]])[..., None])
+    observer.add("pooler.queries", noise(2, 2, 4), noise(2, 2, 5))
+    assert torch.cat(observer.seen["pooler.queries"].weights_N1).isfinite().all()
