@@ -25,12 +25,6 @@ States = list[torch.Tensor]
 """Of each batch, [B, S, D]."""
 Weigh = Callable[[torch.Tensor], None]
 """Told how much each token of the next batch counts, [B, S, 1]; padding not at all."""
-_FEW = 4
-
-
-def few_of(batches: Sequence[Batch]) -> list[Batch]:
-    """Return a few batches, evenly spread over lengths: to measure an order, not a value."""
-    return [batches[i] for i in sorted({len(batches) * i // _FEW for i in range(_FEW)})]
 
 
 class Blocks:
@@ -106,7 +100,7 @@ class Blocks:
         module = copy.deepcopy(meta)
         for tail, linear in [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]:
             module.set_submodule(tail, self._linear(prefix + tail, linear.bias is not None))
-        module = module.to_empty(device="cpu").float().eval()
+        module = module.to_empty(device="cpu").float().eval().requires_grad_(False)
         for key, parameter in module.named_parameters():
             read = self._linears.weights.read_float32(prefix + key)
             parameter.copy_(torch.from_numpy(read))

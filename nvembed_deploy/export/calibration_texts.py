@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ BUILT_IN = Path(__file__).with_name("calibration.jsonl")
 """256 texts: package descriptions, dictionary glosses and code, half of them with instructions."""
 _FEW_TEXTS, _FEW_TOKENS = 64, 4000
 _TEXTS_AN_OPENING, _OPENING_WORDS, _OPENING_CHARACTERS = 4, 3, 24
-_BATCH = 16
+BATCH_TEXTS, FEW_BATCHES = 16, 4
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Calibration:
         tokens += _tokenize(list(_openings(texts)), tokenizer, self.max_tokens)
         tokens.sort(key=lambda text: len(text.ids))
         pad = tokenizer.spec.pad_id
-        starts = range(0, len(tokens), _BATCH)
-        return [collate(tokens[start : start + _BATCH], pad) for start in starts]
+        starts = range(0, len(tokens), BATCH_TEXTS)
+        return [collate(tokens[start : start + BATCH_TEXTS], pad) for start in starts]
 
     def facts(self, batches: list[Batch]) -> TextFacts:
         """Return what the record of a calibration on these batches says of them."""
@@ -72,6 +72,12 @@ class Calibration:
         num_tokens = sum(int(batch.attention_mask_BS.sum()) for batch in batches)
         num_texts = sum(len(batch.input_ids_BS) for batch in batches)
         return TextFacts(digest.hexdigest(), num_texts, num_tokens, self.seed)
+
+
+def few_of(batches: Sequence[Batch]) -> list[Batch]:
+    """Return a few batches, evenly spread over lengths: to measure an order, not a value."""
+    places = sorted({len(batches) * i // FEW_BATCHES for i in range(FEW_BATCHES)})
+    return [batches[i] for i in places]
 
 
 def read_texts(path: Path, role: str = "calibration") -> Iterator[CalibrationText]:

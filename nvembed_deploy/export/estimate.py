@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nvembed_deploy.export.calibration_texts import BATCH_TEXTS, FEW_BATCHES
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.spec import ModelSpec, PoolerForm
 
@@ -23,7 +24,7 @@ _CALIBRATED_FLOPS_PER_SECOND = 100e9
 _TOKENS_OF_LIMIT = 0.5
 """Source: docs/numerics.md, calibrating a layer of full width on 2 cores. The built-in texts are
 half as long as the limit, on average."""
-_BATCH_TEXTS, _BATCH_COPIES = 16, 14
+_BATCH_COPIES = 14
 """Source: measured, one layer of full width on 256 texts of 128 tokens: 3.48 GiB above the imports.
 Features of a batch are there several times at once: gate, up, their product, weighed, and more."""
 _KEPT_BYTES = 3
@@ -52,6 +53,9 @@ def estimate(planned: Export) -> Estimate:
     if recipe.formats.linear is not None and recipe.rounding is Rounding.COMPENSATED:
         peak = max(peak, _calibration_bytes(spec, recipe))
         seconds += _calibration_flops(spec, recipe) / _CALIBRATED_FLOPS_PER_SECOND
+    if recipe.keep_share:
+        peak = max(peak, _harm_bytes(spec, recipe))
+        seconds += _harm_flops(spec, recipe) / _CALIBRATED_FLOPS_PER_SECOND
     return Estimate(
         peak_ram_bytes=_IMPORT_BYTES + peak,
         seconds=round(seconds, 1),
@@ -69,7 +73,7 @@ def _calibration_bytes(spec: ModelSpec, recipe: ExportRecipe) -> int:
     """Return a block in float32, the states of all texts, its energies, and what a batch takes."""
     hidden, wide = spec.backbone.hidden_size, spec.backbone.intermediate_size
     feed = spec.pooler.feed_width
-    batch = _BATCH_TEXTS * recipe.calibration_tokens * _BATCH_COPIES * wide
+    batch = BATCH_TEXTS * recipe.calibration_tokens * _BATCH_COPIES * wide
     layer = _layer_parameters(spec) + 3 * hidden**2 + wide**2 + batch
     pooler = hidden * (2 * spec.pooler.num_latents * spec.pooler.num_heads + 3 * feed) + feed**2
     return int(4 * (_tokens(recipe) * hidden + max(layer, pooler)))
@@ -87,6 +91,25 @@ def _calibration_flops(spec: ModelSpec, recipe: ExportRecipe) -> int:
     inverses = 5 * hidden**3 + wide**3
     rounding = 2 * hidden * _layer_parameters(spec) + 2 * hidden * wide**2
     return int(backbone.num_layers * (passes + energies + inverses + rounding))
+
+
+def _harm_bytes(spec: ModelSpec, recipe: ExportRecipe) -> int:
+    """Return the states of few texts thrice, a block and its codes, and a batch's gradients."""
+    backbone = spec.backbone
+    states = 3 * _few_tokens(recipe) * backbone.hidden_size
+    batch = BATCH_TEXTS * recipe.calibration_tokens * _BATCH_COPIES * backbone.intermediate_size
+    block = max(_layer_parameters(spec), 3 * spec.pooler.feed_width * backbone.hidden_size)
+    return int(4 * (states + batch) + (4 + 1) * block)
+
+
+def _harm_flops(spec: ModelSpec, recipe: ExportRecipe) -> int:
+    """Return three passes of few texts, one of them rounded, and one backward."""
+    passes = 2 * (3 + 2) * _few_tokens(recipe) * _layer_parameters(spec)
+    return int(spec.backbone.num_layers * passes)
+
+
+def _few_tokens(recipe: ExportRecipe) -> float:
+    return FEW_BATCHES * BATCH_TEXTS * _TOKENS_OF_LIMIT * recipe.calibration_tokens
 
 
 def _layer_parameters(spec: ModelSpec) -> int:

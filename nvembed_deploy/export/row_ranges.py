@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-from nvembed_deploy.export.blocks import Blocks, States, Weigh, few_of, linears_of
+from nvembed_deploy.export.blocks import Blocks, States, Weigh, linears_of
+from nvembed_deploy.export.calibration_texts import few_of
 from nvembed_deploy.export.formats import Activations, Formats
 from nvembed_deploy.export.graph_linear import first_of
 from nvembed_deploy.export.linear_weights import LinearWeights

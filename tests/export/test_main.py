@@ -13,6 +13,7 @@ import pytest
 from nvembed_deploy.artifact import LAYOUT, open_artifact
 from nvembed_deploy.export.__main__ import main
 from nvembed_deploy.export.estimate import estimate
+from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import author_graph
 from nvembed_deploy.export.pipeline import Export, graph_options
 from nvembed_deploy.export.recipe import ExportRecipe
@@ -108,6 +109,16 @@ def test_time_and_memory_of_the_full_width_are_told_within_a_half(layers: int) -
 def test_the_memory_of_calibrating_the_full_width_is_told_within_a_tenth() -> None:
     told = estimate(planned(1, ExportRecipe(scheme="int8")))
     assert told.peak_ram_bytes == pytest.approx(MEASURED_CALIBRATED_PEAK, rel=0.1)
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+def test_measuring_what_to_keep_is_told_too(rounding: Rounding) -> None:
+    told, without = (
+        estimate(planned(32, ExportRecipe(scheme="fp8", rounding=rounding, keep_share=share)))
+        for share in (0.1, 0.0)
+    )
+    assert told.seconds > without.seconds
+    assert 2 << 30 < told.peak_ram_bytes < 4.5 * 2**30, "whatever the depth"
 
 
 def test_json_is_the_manifest_with_place_and_time(

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
+from nvembed_deploy.export.blocks import Blocks, linears_of
+from nvembed_deploy.export.calibration_texts import few_of
 from nvembed_deploy.export.formats import SCHEMES, Formats
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
+from nvembed_deploy.export.quantize import round_nearest
 from nvembed_deploy.export.rotation import RotatedWeights
 from nvembed_deploy.export.sensitivity import Harm, choose_kept, measure_harm
 from nvembed_deploy.model.weights import Weights
@@ -71,6 +76,44 @@ def test_a_linear_with_one_huge_weight_is_the_most_harmed(
     worst = max(harms, key=lambda harm: harm.error / harm.num_weights)
     assert worst.names == (name,)
     assert name in choose_kept(harms, 0.1)
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_harm_is_how_far_the_embeddings_move_when_one_group_is_rounded(
+    tiny_weights: Weights, all_texts: list[Batch], name: str
+) -> None:
+    """To first order and along one direction of each text: a factor of two holds it."""
+    formats = Formats(SCHEMES[name].linear)
+    for place, harm in enumerate(harms_of(tiny_weights, formats, all_texts)):
+        if place % 3 == 0:
+            moved = distance(tiny_weights, formats, few_of(all_texts), harm.names)
+            assert moved / 2 < harm.error**0.5 < moved * 2, harm.names
+
+
+def distance(
+    weights: Weights, formats: Formats, batches: Sequence[Batch], rounded: tuple[str, ...]
+) -> float:
+    """Return how far unit embeddings move where only these linears are rounded, to nearest."""
+
+    def embed(names: tuple[str, ...]) -> torch.Tensor:
+        blocks = Blocks(linears, formats, batches)
+        states = blocks.embed()
+        for index in range(LAYERS):
+            states = list(blocks.through(only(blocks.layer(index), names), states))
+        pooler = only(blocks.pooler(), names)
+        return functional.normalize(torch.cat(list(blocks.pool(pooler, blocks.normed(states)))))
+
+    with open_linears(weights, is_folded=True) as linears, torch.inference_mode():
+        return float((embed(rounded) - embed(())).norm(dim=-1).median())
+
+
+def only(block: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    for linear in linears_of(block):
+        if linear.name not in names:
+            linear.form = None
+        elif linear.form is not None:
+            linear.take(round_nearest(linear.weight_OI.numpy(), linear.form))
+    return block
 
 
 def test_the_share_is_never_exceeded_and_is_spent_where_it_pays_most() -> None:
