@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
     from nvembed_deploy.model.weights import Weights
 
 TIERS = ("e2e", "real", "gpu")
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C where a shell that runs the tests in the background has it ignored.
+
+    What is ignored stays so in children, and tests send it to theirs.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
