@@ -69,9 +69,10 @@ def measure_harm(
     yet and are left out. In memory are one block and its rounded weights; the states of the texts
     used, before every block, are in a temporary folder (1.4 GB for NV-Embed).
     """
-    blocks = Blocks(linears, formats, few_of(batches))
+    few = few_of(batches)
     with TemporaryDirectory() as folder:
-        return _measure_blocks(blocks, _save_inputs(blocks, Path(folder)), on_block)
+        paths = _save_inputs(Blocks(linears, Formats(), few), Path(folder))
+        return _measure_blocks(Blocks(linears, formats, few), paths, on_block)
 
 
 @torch.no_grad()
@@ -82,10 +83,7 @@ def _save_inputs(blocks: Blocks, folder: Path) -> list[Path]:
         paths.append(folder / f"{index}.pt")
         torch.save(states, paths[-1])
         if index < blocks.spec.backbone.num_layers:
-            layer = blocks.layer(index)
-            for linear in linears_of(layer):
-                linear.form = None
-            states = list(blocks.through(layer, states))
+            states = list(blocks.through(blocks.layer(index), states))
     return paths
 
 
