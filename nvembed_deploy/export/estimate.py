@@ -73,8 +73,7 @@ def _calibration_bytes(spec: ModelSpec, recipe: ExportRecipe) -> int:
     """Return a block in float32, the states of all texts, its energies, and what a batch takes."""
     hidden, wide = spec.backbone.hidden_size, spec.backbone.intermediate_size
     feed = spec.pooler.feed_width
-    batch = BATCH_TEXTS * recipe.calibration_tokens * _BATCH_COPIES * wide
-    layer = _layer_parameters(spec) + 3 * hidden**2 + wide**2 + batch
+    layer = _layer_parameters(spec) + 3 * hidden**2 + wide**2 + _batch_values(spec, recipe)
     pooler = hidden * (2 * spec.pooler.num_latents * spec.pooler.num_heads + 3 * feed) + feed**2
     return int(4 * (_tokens(recipe) * hidden + max(layer, pooler)))
 
@@ -97,15 +96,19 @@ def _harm_bytes(spec: ModelSpec, recipe: ExportRecipe) -> int:
     """Return the states of few texts thrice, a block and its codes, and a batch's gradients."""
     backbone = spec.backbone
     states = 3 * _few_tokens(recipe) * backbone.hidden_size
-    batch = BATCH_TEXTS * recipe.calibration_tokens * _BATCH_COPIES * backbone.intermediate_size
     block = max(_layer_parameters(spec), 3 * spec.pooler.feed_width * backbone.hidden_size)
-    return int(4 * (states + batch) + (4 + 1) * block)
+    return int(4 * (states + _batch_values(spec, recipe)) + (4 + 1) * block)
 
 
 def _harm_flops(spec: ModelSpec, recipe: ExportRecipe) -> int:
     """Return three passes of few texts, one of them rounded, and one backward."""
     passes = 2 * (3 + 2) * _few_tokens(recipe) * _layer_parameters(spec)
     return int(spec.backbone.num_layers * passes)
+
+
+def _batch_values(spec: ModelSpec, recipe: ExportRecipe) -> int:
+    tokens = BATCH_TEXTS * recipe.calibration_tokens
+    return tokens * _BATCH_COPIES * spec.backbone.intermediate_size
 
 
 def _few_tokens(recipe: ExportRecipe) -> float:
