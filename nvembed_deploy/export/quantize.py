@@ -34,6 +34,9 @@ _SEEN, _LARGEST = 2048, 64
 """Weights of a row, evenly spread, whose error stands for all where there are more; and how many of
 its largest are added, which are what clipping costs. A third of the time of 4,096."""
 
+_ROWS = 4096
+"""Rows looked at together: of NV-Embed's widest linear, of 32,768, it takes 0.2 GiB, not 1.3."""
+
 
 def round_nearest(weight_OI: np.ndarray, form: LinearFormat) -> Quantized:
     """Round each weight to the nearest code, with the scales of `find_scales`."""
@@ -45,6 +48,11 @@ def round_nearest(weight_OI: np.ndarray, form: LinearFormat) -> Quantized:
 
 def find_scales(weight_OI: np.ndarray, form: LinearFormat) -> np.ndarray:
     """Return float32 scale_OG (float16 values): of the tried ranges, the least squared error."""
+    starts = range(0, len(weight_OI), _ROWS)
+    return np.concatenate([_find_scales(weight_OI[at : at + _ROWS], form) for at in starts])
+
+
+def _find_scales(weight_OI: np.ndarray, form: LinearFormat) -> np.ndarray:
     num_blocks = 1 if form.block is None else weight_OI.shape[1] // form.block
     blocks_OGB = blocks(weight_OI, num_blocks)
     full_OG = np.maximum(blocks_OGB.max(-1), -blocks_OGB.min(-1)) / form.code.greatest

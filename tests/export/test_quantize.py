@@ -151,3 +151,13 @@ def test_scales_of_blocks_are_those_of_the_blocks_alone() -> None:
         part = WEIGHT[:, block * 16 : block * 16 + 16]
         alone = find_scales(part, LinearFormat(Code.INT4, Activations.FLOAT))
         np.testing.assert_array_equal(scale_OG[:, block : block + 1], alone)
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_scales_do_not_depend_on_how_many_rows_are_looked_at_together(
+    monkeypatch: pytest.MonkeyPatch, code: Code
+) -> None:
+    form = LinearFormat(code, Activations.FLOAT)
+    together = find_scales(WEIGHT, form)
+    monkeypatch.setattr("nvembed_deploy.export.quantize._ROWS", 5)
+    np.testing.assert_array_equal(find_scales(WEIGHT, form), together)
