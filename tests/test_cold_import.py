@@ -54,6 +54,7 @@ NEEDS = {
     "nvembed_deploy.export.layout": "onnx_ir",
     "nvembed_deploy.export.mean": "onnx_ir",
     "nvembed_deploy.export.pooler": "onnx_ir",
+    "nvembed_deploy.export.principal": "torch",
     "nvembed_deploy.export.quantize": "torch",
     "nvembed_deploy.export.ranges": "torch",
     "nvembed_deploy.export.row_ranges": "torch",

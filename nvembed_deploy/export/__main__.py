@@ -18,7 +18,7 @@ from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import ArtifactError, MissingPackageError, RecipeError
 from nvembed_deploy.export.estimate import estimate, folder_bytes
 from nvembed_deploy.export.formats import Rounding
-from nvembed_deploy.export.recipe import OPSETS, PRECISIONS, ExportRecipe, load_recipe
+from nvembed_deploy.export.recipe import OPSETS, PRECISIONS, RANK, ExportRecipe, load_recipe
 from nvembed_deploy.spec import PoolerForm
 
 _EXAMPLES = """examples:
@@ -96,6 +96,13 @@ def _add_rounding_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         help="leave at most this share of the weights in 16 bit, where rounding harms most: 0.1",
+    )
+    parser.add_argument(
+        "--fp8-rank",
+        type=int,
+        metavar="RANK",
+        help="with --precision fp8: so many directions of each input, those with most of it, are "
+        f"two FP8 numbers each ({RANK}; 0: none, the fastest)",
     )
     parser.add_argument(
         "--calibration", type=Path, help="JSONL of your own texts: text, and instruction if any"
@@ -183,6 +190,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "rounding": args.rounding,
         "keep": args.keep,
         "keep_share": args.keep_share,
+        "fp8_rank": args.fp8_rank,
         "fp8_attention": args.fp8_attention,
         "calibration": str(args.calibration) if args.calibration else None,
         "ranges": str(args.ranges) if args.ranges else None,

@@ -3,7 +3,7 @@
 A block's linears see the texts once to learn what their inputs are like, are rounded for those
 inputs, and then pass the texts on as the quantised model will. Tokens count by how large their
 error is beside their state: a massive token must not decide alone. Shapes: B batch, S sequence,
-D hidden, I inputs, O outputs, N tokens.
+D hidden, I inputs, O outputs, N tokens, K directions, J = I + K.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import nn
 
 from nvembed_deploy.export.blocks import Blocks, States, linears_of
 from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.compensate import compensate
-from nvembed_deploy.export.formats import Activations, Code, Formats
+from nvembed_deploy.export.formats import Activations, Code, Formats, LinearFormat
 from nvembed_deploy.export.graph_linear import GraphLinear, first_of, is_shared
 from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.memory import give_back
+from nvembed_deploy.export.principal import find_basis, paired_codes, take_out, widen_weight
+from nvembed_deploy.export.quantize import find_scales
 from nvembed_deploy.export.quantized import Quantized
 from nvembed_deploy.export.ranges import InputObserver
 from nvembed_deploy.text import Batch
@@ -33,6 +36,7 @@ class _Inputs(InputObserver):
 
     energy: dict[str, torch.Tensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    bases: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def see(self, name: str, x_NI: torch.Tensor, weights_N1: torch.Tensor) -> None:
         """See `InputObserver`."""
@@ -47,6 +51,17 @@ class _Inputs(InputObserver):
         """Return the energy of a linear's input: a copy where others share it."""
         first = first_of(name)
         return self.energy[first].clone() if is_shared(first) else self.energy.pop(first)
+
+    def take_rest(self, name: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the energy of a linear's input beside its principal directions, and their basis.
+
+        The basis [I, K] is found for the first that shares the input.
+        """
+        energy_II, first = self.take_energy(name), first_of(name)
+        if first not in self.bases:
+            self.bases[first] = find_basis(energy_II, rank)
+        take_out(energy_II, self.bases[first])
+        return energy_II, self.bases[first]
 
     def find_scale(self, name: str, weight_OI: torch.Tensor, code: Code) -> float:
         """Return the one scale of a linear's input, found for the first that shares it."""
@@ -127,9 +142,24 @@ def _quantized(linear: GraphLinear, inputs: _Inputs) -> Quantized | None:
     linear.observer, form = None, linear.form
     if form is None:
         return None
-    quantized = compensate(linear.weight_OI.numpy(), inputs.take_energy(linear.name), form)
+    if form.rank:
+        quantized = _beside_principal(linear, form, inputs)
+    else:
+        energy_II = inputs.take_energy(linear.name)
+        quantized = compensate(linear.weight_OI.numpy(), energy_II, form)
     if form.activations is Activations.STATIC:
         scale = inputs.find_scale(linear.name, linear.weight_OI, form.code)
         quantized = replace(quantized, input_scale=scale)
     linear.take(quantized)
     return quantized
+
+
+def _beside_principal(linear: GraphLinear, form: LinearFormat, inputs: _Inputs) -> Quantized:
+    """Round a weight for what its input has beside a few directions, and for these, twice."""
+    energy_II, basis_IK = inputs.take_rest(linear.name, form.rank)
+    wide_OJ, num_inputs = widen_weight(linear.weight_OI, basis_IK), len(basis_IK)
+    scale_OG = find_scales(wide_OJ.numpy(), form)
+    rest = compensate(wide_OJ[:, :num_inputs].numpy(), energy_II, form, scale_OG)
+    along = paired_codes(wide_OJ[:, num_inputs:], scale_OG)
+    codes = np.concatenate([rest.codes_OI, along], 1)
+    return Quantized(codes, scale_OG, basis_IK=basis_IK.numpy())

@@ -22,15 +22,21 @@ _ROWS = 512
 """Rows (or columns) of an energy that are moved or inverted at once."""
 
 
-def compensate(weight_OI: np.ndarray, energy_II: torch.Tensor, form: LinearFormat) -> Quantized:
+def compensate(
+    weight_OI: np.ndarray,
+    energy_II: torch.Tensor,
+    form: LinearFormat,
+    scale_OG: np.ndarray | None = None,
+) -> Quantized:
     """Quantise a weight for inputs x whose sum of x x^T over calibration tokens is `energy_II`.
 
     Args:
         weight_OI: float32.
         energy_II: float32, symmetric. It is used up: its memory holds what is computed from it.
         form: the code and the blocks.
+        scale_OG: float32 of float16 values; None: those of `find_scales`.
     """
-    scale_OG = find_scales(weight_OI, form)
+    scale_OG = find_scales(weight_OI, form) if scale_OG is None else scale_OG
     order_I = energy_II.diagonal().argsort(descending=True)
     lower_II = _reversed_factor(energy_II, order_I)
     left_OI = torch.from_numpy(weight_OI)[:, order_I]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from nvembed_deploy.export.formats import Activations
-from nvembed_deploy.export.linear import CODE_TYPES, SMALLEST_ROW, LinearWriter, Move, stay
+from nvembed_deploy.export.formats import Activations, LinearFormat
+from nvembed_deploy.export.linear import CODE_TYPES, SMALLEST_ROW, LinearWriter, Move
 
 _ZERO = 128
 
@@ -19,21 +19,14 @@ _ZERO = 128
 class CpuLinearWriter(LinearWriter):
     """Writes W8A8 linears as com.microsoft.MatMulIntegerToFloat; float ones as they are."""
 
-    def __call__(
-        self,
-        x: ir.Value,
-        name: str,
-        sizes: tuple[int, int],
-        *,
-        bias: bool = False,
-        move: Move = stay,
+    def _rounded(
+        self, x: ir.Value, name: str, sizes: tuple[int, int], form: LinearFormat, move: Move
     ) -> ir.Value:
-        """Return x [.., in] @ W [in, out] (+ b), float32. What is moved are codes: a byte each."""
-        b, form = self._b, self._formats.of(name, sizes[0])
-        if form is None or form.activations is Activations.FLOAT:
-            return super().__call__(x, name, sizes, bias=bias, move=move)
-        is_row, key = form.activations is Activations.ROW, (str(x.name), form.code)
-        step = b.constant(1 / form.code.greatest)
+        """Return the product with the weight's codes. What is moved are codes: a byte each."""
+        if form.activations is Activations.FLOAT:
+            return super()._rounded(x, name, sizes, form, move)
+        b, is_row = self._b, form.activations is Activations.ROW
+        key, step = (str(x.name), form.code), b.constant(1 / form.code.greatest)
         if key not in self._rows:
             self._rows[key] = self._row_codes(x, step) if is_row else self._tensor_codes(x, name)
         codes, factor = self._rows[key]
@@ -44,8 +37,7 @@ class CpuLinearWriter(LinearWriter):
         product = b.op(
             "MatMulIntegerToFloat", codes, weight, scale, weight_scale, self._zero_code(), name=name
         )
-        product = b.op("Mul", product, factor) if is_row else product
-        return b.op("Add", product, b.weight(name + ".bias", sizes[1:])) if bias else product
+        return b.op("Mul", product, factor) if is_row else product
 
     def _row_codes(self, x: ir.Value, step: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return codes of x / rowmax(|x|), and rowmax(|x|) [.., 1]."""

@@ -13,6 +13,11 @@ from fnmatch import fnmatchcase
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.spec import Precision
 
+RANK_MULTIPLE = 16
+"""Engines take FP8 products of multiples of 16 inputs."""
+WIDER = 3
+"""Inputs of a linear's product for each principal direction, after those of the rest."""
+
 
 class Code(StrEnum):
     """The numbers that quantised weights are stored in."""
@@ -64,6 +69,9 @@ class LinearFormat:
     code: Code
     activations: Activations
     block: int | None = None
+    rank: int = 0
+    """Principal directions of its input that are rounded to two numbers each (`principal.py`); of a
+    narrow input no more than a quarter."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,9 @@ class Formats:
     def of(self, name: str, num_inputs: int) -> LinearFormat | None:
         """Return a linear's format; None keeps it in the graph's precision.
 
+        No directions are rounded twice where inputs have no range per token, and no more than a
+        quarter of an input.
+
         Raises:
             RecipeError: no block size divides the number of inputs.
         """
@@ -122,7 +133,9 @@ class Formats:
             form = replace(form, activations=Activations.STATIC)
         if form.block is not None:
             form = replace(form, block=_block(name, num_inputs, form.block))
-        return form
+        is_by_row = form.activations is Activations.ROW
+        most = num_inputs // 4 // RANK_MULTIPLE * RANK_MULTIPLE if is_by_row else 0
+        return replace(form, rank=min(form.rank, most))
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from nvembed_deploy.export.formats import Activations, LinearFormat
 from nvembed_deploy.export.linear import SMALLEST_ROW
+from nvembed_deploy.export.principal import round_beside
 from nvembed_deploy.export.quantize import round_to_code
 from nvembed_deploy.export.quantized import Quantized
 
@@ -39,19 +40,21 @@ class GraphLinear(nn.Module):
         self.features: torch.Tensor | None = None
         self.observer: Observer | None = None
         self.input_scale: float | None = None
+        self.basis_IK: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x [.., I] through it, [.., O]."""
         if self.features is not None:
             x = (x.reshape(-1, len(self.features)) @ self.features).reshape(x.shape)
-        if self.form is not None:
-            x = self._rounded(x, self.form)
-        y = functional.linear(x, self.weight_OI, self.bias)
+        rounded = x if self.form is None else self._rounded(x, self.form)
+        y = functional.linear(rounded, self.weight_OI, self.bias)
         if self.observer is not None:
-            self.observer.add(self.name, x, y)
+            self.observer.add(self.name, rounded, y)
         return y
 
     def _rounded(self, x: torch.Tensor, form: LinearFormat) -> torch.Tensor:
+        if form.rank:  # before directions are found, nothing is as near as the input itself
+            return x if self.basis_IK is None else round_beside(x, self.basis_IK, SMALLEST_ROW)
         if form.activations is Activations.ROW:
             return round_rows(x, form)
         if self.input_scale is not None:
@@ -66,6 +69,8 @@ class GraphLinear(nn.Module):
         """Be the rounded linear from now on."""
         self.input_scale = quantized.input_scale
         self.weight_OI = torch.from_numpy(quantized.dequantize())
+        if quantized.basis_IK is not None:
+            self.basis_IK = torch.from_numpy(quantized.basis_IK)
 
 
 def round_rows(x: torch.Tensor, form: LinearFormat) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder
-from nvembed_deploy.export.formats import Activations, Code, Formats, LinearFormat
+from nvembed_deploy.export.formats import WIDER, Activations, Code, Formats, LinearFormat
 
 CODE_TYPES = {
     Code.INT8: ir.DataType.INT8,
@@ -21,7 +21,8 @@ CODE_TYPES = {
 }
 SMALLEST_ROW = 1e-4
 """Rows below it are divided by it instead: float16 has 1/1e-4, and such a row is all but zero."""
-
+BASIS = ".basis"
+"""Of an input's principal directions, [in, rank], after the first linear that reads the input."""
 
 Move = Callable[[ir.Value], ir.Value]
 
@@ -54,17 +55,25 @@ class LinearWriter:
 
         `move` takes the rows of x to where the product has them (see `layout.py`).
         """
-        x, form = self._move(x, move), self._formats.of(name, sizes[0])
+        form = self._formats.of(name, sizes[0])
         if form is None:
-            product = self._b.op("MatMul", x, self._b.weight(name + ".weight_t", sizes), name=name)
-        elif form.activations is Activations.ROW:
-            product = self._by_row(x, name, sizes, form)
+            weight = self._b.weight(name + ".weight_t", sizes)
+            product = self._b.op("MatMul", self._move(x, move), weight, name=name)
         else:
-            x = self._by_tensor(x, name, form) if form.activations is Activations.STATIC else x
-            product = self._b.op("MatMul", x, self._dequantized(name, sizes, form), name=name)
+            product = self._rounded(x, name, sizes, form, move)
         if not bias:
             return product
         return self._b.op("Add", product, self._b.weight(name + ".bias", sizes[1:]))
+
+    def _rounded(
+        self, x: ir.Value, name: str, sizes: tuple[int, int], form: LinearFormat, move: Move
+    ) -> ir.Value:
+        """Return the product with the weight's codes, x rounded as the format says."""
+        x = self._move(x, move)
+        if form.activations is Activations.ROW:
+            return self._by_row(x, name, sizes, form)
+        x = self._by_tensor(x, name, form) if form.activations is Activations.STATIC else x
+        return self._b.op("MatMul", x, self._dequantized(name, sizes, form), name=name)
 
     def _move(self, x: ir.Value, move: Move) -> ir.Value:
         """Move rows once for all linears that read them."""
@@ -79,18 +88,39 @@ class LinearWriter:
         """Quantise x / rowmax(|x|), multiply, and multiply the rows by rowmax(|x|) again."""
         b, key = self._b, (str(x.name), form.code)
         if key not in self._rows:  # q, k and v share an input, gate and up another
-            self._rows[key] = self._quantized_rows(x, form.code)
+            self._rows[key] = self._quantized_rows(self._parts(x, name, sizes[0], form), form.code)
         rows, largest = self._rows[key]
+        sizes = (sizes[0] + WIDER * form.rank, sizes[1])
         product = b.op("MatMul", rows, self._dequantized(name, sizes, form), name=name)
         return b.op("Mul", product, largest)
 
-    def _quantized_rows(self, x: ir.Value, code: Code) -> tuple[ir.Value, ir.Value]:
+    def _parts(
+        self, x: ir.Value, name: str, num_inputs: int, form: LinearFormat
+    ) -> tuple[ir.Value, ...]:
+        """Return x; where directions are rounded apart, what is left of it and its part there."""
+        if not form.rank:
+            return (x,)
         b = self._b
-        largest = b.op("ReduceMax", b.op("Abs", x), b.constant([-1]), keepdims=1)
-        largest = b.op("Max", largest, b.constant(SMALLEST_ROW))
-        scale, zero = b.constant(1 / code.greatest), self._zero(code)
-        codes = b.op("QuantizeLinear", b.op("Div", x, largest), scale, zero)
-        return b.op("DequantizeLinear", codes, scale, zero), largest
+        basis = b.weight(name + BASIS, (num_inputs, form.rank))
+        along = b.op("MatMul", x, basis)
+        back = b.op("MatMul", along, b.op("Transpose", basis, perm=[1, 0]))
+        return b.op("Sub", x, back), along
+
+    def _quantized_rows(self, parts: tuple[ir.Value, ...], code: Code) -> tuple[ir.Value, ir.Value]:
+        """Return a row's parts rounded in one range, and its largest value; see `principal.py`."""
+        b, last = self._b, self._b.constant([-1])
+        largest = [b.op("ReduceMax", b.op("Abs", part), last, keepdims=1) for part in parts]
+        divisor = b.op("Max", *largest, b.constant(SMALLEST_ROW))
+        rows, *along = (b.op("Div", part, divisor) for part in parts)
+        if along:
+            second = b.op("Sub", along[0], self._rounded_to(along[0], code))
+            rows = b.op("Concat", rows, along[0], second, along[0], axis=-1)
+        return self._rounded_to(rows, code), divisor
+
+    def _rounded_to(self, x: ir.Value, code: Code) -> ir.Value:
+        scale, zero = self._b.constant(1 / code.greatest), self._zero(code)
+        codes = self._b.op("QuantizeLinear", x, scale, zero)
+        return self._b.op("DequantizeLinear", codes, scale, zero)
 
     def _by_tensor(self, x: ir.Value, name: str, form: LinearFormat) -> ir.Value:
         """Quantise x in one calibrated range for all tokens and texts."""

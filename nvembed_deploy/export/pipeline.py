@@ -34,7 +34,7 @@ from nvembed_deploy.export.check import CheckReport, Subject, check_graph
 from nvembed_deploy.export.engine import build_engine, probe
 from nvembed_deploy.export.engine_options import GraphFacts, check_engine
 from nvembed_deploy.export.engine_profiles import choose_profiles
-from nvembed_deploy.export.formats import Rounding
+from nvembed_deploy.export.formats import Formats, Rounding
 from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_graph
 from nvembed_deploy.export.hf_files import write_hf_files
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
@@ -258,6 +258,13 @@ def _check(export: Export, file: WeightFile, stage: Path, on_block: Any) -> Chec
     return check_graph(export.weights, subject, on_block)
 
 
+def _num_parameters(export: Export) -> int:
+    """Return how many the graph has before rounding: no scales, no codes that linears have more."""
+    floats = replace(export.options, formats=Formats(), fp8_attention=False)
+    entries = author_graph(export.checkpoint.spec, floats).weights
+    return sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in entries)
+
+
 def _manifest(export: Export, file: WeightFile, report: CheckReport) -> Manifest:
     entries = export.block.weights
     linears = Counter(
@@ -270,7 +277,7 @@ def _manifest(export: Export, file: WeightFile, report: CheckReport) -> Manifest
         pooler_form=export.recipe.pooler,
         linears={_LINEAR_NAMES.get(kind, kind): count for kind, count in linears.items()},
         weights=WeightsSize(
-            num_parameters=sum(int(np.prod(e.shape, dtype=np.int64)) for e in entries),
+            num_parameters=_num_parameters(export),
             bytes=file.num_bytes,
         ),
         recipe=export.recipe.to_dict(),

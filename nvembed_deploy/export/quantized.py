@@ -1,6 +1,7 @@
 """This file owns what a quantised weight is: codes and scales, and how 4-bit codes are packed.
 
-Shapes: O outputs, I inputs, G blocks of inputs that share a scale (1 without blocks).
+Shapes: O outputs, I inputs, G blocks of inputs that share a scale (1 without blocks), K principal
+directions of the input.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ class Quantized:
     scale_OG: np.ndarray
     input_scale: float | None = None
     """The inputs' one scale, where their range is static."""
+    basis_IK: np.ndarray | None = None
+    """Directions of the input that have codes of their own, after those of the rest: the codes are
+    then of `formats.WIDER` * K inputs more. Float32 of float16 values."""
 
     def dequantize(self) -> np.ndarray:
-        """Return the weight it stands for, float32 [O, I]."""
+        """Return the weight it stands for, float32, of the codes' shape."""
         codes_OGB = blocks(self.codes_OI.astype(np.float32), self.scale_OG.shape[1])
         weight: np.ndarray = (codes_OGB * self.scale_OG[..., None]).reshape(self.codes_OI.shape)
         return weight

@@ -10,7 +10,16 @@ from typing import Any
 
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.export.engine_options import EngineOptions, engine_options
-from nvembed_deploy.export.formats import SCHEMES, Activations, Code, Formats, Kernels, Rounding
+from nvembed_deploy.export.formats import (
+    RANK_MULTIPLE,
+    SCHEMES,
+    Activations,
+    Code,
+    Formats,
+    Kernels,
+    Rounding,
+)
+from nvembed_deploy.export.recipe_rules import settle
 from nvembed_deploy.spec import PoolerForm, Precision
 from nvembed_deploy.tomlfile import read_toml
 
@@ -23,7 +32,8 @@ _ENUMS: dict[str, type[Enum]] = {
     "activations": Activations,
     "rounding": Rounding,
 }
-_INT4_OPSET, _CPU_OPSET, _FP8_ATTENTION_OPSET = 21, 23, 23
+RANK = 32
+"""Principal directions by default: docs/numerics.md has the measurements."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,9 @@ class ExportRecipe:
     keep: tuple[str, ...] = ()
     keep_share: float = 0.0
     """At most this share of the linears' weights is kept too: where rounding harms most."""
+    fp8_rank: int | None = None
+    """So many principal directions of each input are rounded to two FP8 numbers: with precision fp8
+    alone. None: `RANK` where rounding sees texts and inputs have ranges per token."""
     calibration: str | None = None
     calibration_texts: int = 256
     calibration_tokens: int = 128
@@ -70,7 +83,18 @@ class ExportRecipe:
         linear = SCHEMES[self.scheme].linear
         if self.activations is not None:
             linear = replace(linear, activations=self.activations)
+        linear = replace(linear, rank=self.rank)
         return Formats(linear, self.keep, ("*",) if self.per_token is None else self.per_token)
+
+    @property
+    def rank(self) -> int:
+        """How many directions of each input are rounded to two numbers."""
+        if self.fp8_rank is not None:
+            return self.fp8_rank
+        is_fp8 = self.scheme is not None and SCHEMES[self.scheme].linear.code is Code.FP8
+        sees_texts = self.rounding is Rounding.COMPENSATED
+        by_row = self.activations in (None, Activations.ROW)
+        return RANK if is_fp8 and sees_texts and by_row else 0
 
     @property
     def measures_ranges(self) -> bool:
@@ -115,6 +139,7 @@ class ExportRecipe:
             "per_token": list(self.formats.per_token) if is_by_token else [],
             "keep": list(self.keep),
             "keep_share": self.keep_share,
+            "fp8_rank": self.rank,
             "fp8_attention": self.fp8_attention,
             "seed": self.seed,
         }
@@ -146,7 +171,7 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
         value, mistake = read(values[key])
         clean[key] = value
         mistakes += [mistake] if mistake else []
-    mistakes += _contradictions(clean)
+    mistakes += settle(clean)
     if mistakes:
         where = f"recipe {path}" if path is not None else "the options"
         raise RecipeError(
@@ -180,10 +205,12 @@ _KINDS: dict[str, tuple[type, str]] = {
     "rotate": (bool, "true or false"),
     "fp8_attention": (bool, "true or false"),
     "keep_share": (float, "a share from 0 to below 1, as 0.1"),
+    "fp8_rank": (int, f"a multiple of {RANK_MULTIPLE}, or 0"),
     "calibration_texts": (int, "a whole number of at least 1"),
     "calibration_tokens": (int, "a whole number of at least 1"),
     "seed": (int, "a whole number of at least 0"),
 }
+_FROM_ZERO = ("seed", "fp8_rank")
 
 
 def _wrong_kind(key: str, value: Any) -> str | None:  # noqa: ANN401 - TOML data
@@ -192,92 +219,7 @@ def _wrong_kind(key: str, value: Any) -> str | None:  # noqa: ANN401 - TOML data
         is_wrong = type(value) not in (int, float) or not 0 <= value < 1
     else:
         is_wrong = kind is not object and type(value) is not kind
-    if is_wrong or (kind is int and value < (0 if key == "seed" else 1)):
+    is_wrong = is_wrong or (kind is int and value < (0 if key in _FROM_ZERO else 1))
+    if is_wrong or (key == "fp8_rank" and value % RANK_MULTIPLE):
         return f"{key} is {value!r}, expected {expected}"
     return None
-
-
-def _contradictions(clean: dict[str, Any]) -> list[str]:
-    """Move a scheme out of `precision`, and say which values do not go together."""
-    scheme = clean.get("precision")
-    if not isinstance(scheme, str) or scheme not in SCHEMES:
-        only = sorted(_QUANTIZED_KEYS & set(clean))
-        return [f"{', '.join(only)} without a precision of {list(SCHEMES)}"] if only else []
-    clean |= {"precision": SCHEMES[scheme].precision, "scheme": scheme}
-    mistakes = []
-    if clean.get("pooler") is PoolerForm.FAITHFUL:
-        mistakes.append(f"precision {scheme} with the faithful pooler, which is for audits")
-    if SCHEMES[scheme].kernels is Kernels.CPU:
-        mistakes += _contradictions_of_cpu(scheme, clean)
-    if SCHEMES[scheme].linear.code is Code.INT4 and clean.get("opset", _INT4_OPSET) < _INT4_OPSET:
-        mistakes.append(f"precision {scheme} with opset {clean['opset']}: INT4 needs opset 23")
-    if clean.get("fp8_attention"):
-        mistakes += _contradictions_of_attention(scheme, clean)
-    if clean.get("ranges"):
-        mistakes += _contradictions_of_ranges(clean)
-    return mistakes + _contradictions_of_inputs(scheme, clean)
-
-
-def _contradictions_of_inputs(scheme: str, clean: dict[str, Any]) -> list[str]:
-    """One range for all tokens is found on texts, or is in `ranges`."""
-    mistakes, is_named = [], "per_token" in clean
-    if is_named and SCHEMES[scheme].linear.activations is not Activations.ROW:
-        mistakes.append(f"per_token with precision {scheme}, which leaves inputs as they are")
-    if is_named and "activations" in clean:
-        mistakes.append("per_token with activations, which says the same of all linears")
-    if clean.get("ranges") or clean.get("rounding") is not Rounding.NEAREST:
-        return mistakes
-    if is_named:
-        mistakes.append("per_token without calibration (rounding is 'nearest')")
-    if clean.get("activations") is Activations.STATIC:
-        mistakes.append("static activations without calibration (rounding is 'nearest')")
-    return mistakes
-
-
-def _contradictions_of_attention(scheme: str, clean: dict[str, Any]) -> list[str]:
-    mistakes = []
-    if SCHEMES[scheme].linear.code is not Code.FP8:
-        mistakes.append(f"fp8_attention with precision {scheme}: it needs fp8")
-    if clean.get("opset", _FP8_ATTENTION_OPSET) != _FP8_ATTENTION_OPSET:
-        mistakes.append(f"fp8_attention with opset {clean['opset']}: it needs opset 23")
-    if clean.get("rounding") is Rounding.NEAREST and not clean.get("ranges"):
-        mistakes.append("fp8_attention without calibration (rounding is 'nearest')")
-    return mistakes
-
-
-def _contradictions_of_ranges(clean: dict[str, Any]) -> list[str]:
-    """Ranges that are there need no texts: rounding is nearest."""
-    texts = sorted({"calibration", "calibration_texts", "calibration_tokens"} & set(clean))
-    mistakes = [f"ranges with {', '.join(texts)}"] if texts else []
-    if "per_token" in clean:
-        mistakes.append("ranges with per_token, which they know")
-    if clean.get("keep_share"):
-        mistakes.append("ranges with keep_share, which is measured on texts (name them in keep)")
-    if clean.setdefault("rounding", Rounding.NEAREST) is Rounding.COMPENSATED:
-        mistakes.append("ranges with rounding 'compensated', which finds its own")
-    return mistakes
-
-
-def _contradictions_of_cpu(scheme: str, clean: dict[str, Any]) -> list[str]:
-    mistakes = []
-    if clean.get("opset", _CPU_OPSET) != _CPU_OPSET:
-        mistakes.append(f"precision {scheme} with opset {clean['opset']}: it needs {_CPU_OPSET}")
-    if clean.get("engine") is not None:
-        mistakes.append(f"precision {scheme} with an engine: it is for ONNX Runtime on the CPU")
-    return mistakes
-
-
-_QUANTIZED_KEYS = {
-    "activations",
-    "per_token",
-    "rotate",
-    "rounding",
-    "keep",
-    "keep_share",
-    "fp8_attention",
-    "calibration",
-    "calibration_texts",
-    "calibration_tokens",
-    "ranges",
-    "seed",
-}

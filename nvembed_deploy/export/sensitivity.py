@@ -65,9 +65,10 @@ def measure_harm(
 ) -> list[Harm]:
     """Return the harm of each group that `formats` rounds, in the order of the model.
 
-    Weights are rounded to nearest, and inputs where the format says so; static ranges are not found
-    yet and are left out. In memory are one block and its rounded weights; the states of the texts
-    used, before every block, are in a temporary folder (1.4 GB for NV-Embed).
+    Weights are rounded to nearest, and inputs where the format says so, once; static ranges, and
+    directions to be rounded twice, are not found yet and are left out. In memory are one block and
+    its rounded weights; the states of the texts used, before every block, are in a temporary folder
+    (1.4 GB for NV-Embed).
     """
     few = few_of(batches)
     with TemporaryDirectory() as folder:

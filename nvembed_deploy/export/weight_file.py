@@ -20,6 +20,7 @@ from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.export.builder import FILE_DTYPES, WeightData, WeightEntry
 from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.formats import Code
+from nvembed_deploy.export.linear import BASIS
 from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.quantized import Quantized, pack_int4
 from nvembed_deploy.tensorfile import find_nonfinite
@@ -115,6 +116,8 @@ class _Source:
         elif entry.name.endswith(OUTPUT_SCALE):
             scale = np.array(self._output_scale(entry.name.removesuffix(OUTPUT_SCALE)))
             yield cast(scale, entry.dtype, entry.name)
+        elif entry.name.endswith(BASIS):
+            yield cast(self._basis(entry.name.removesuffix(BASIS)), entry.dtype, entry.name)
         elif entry.name.endswith(_TRANSPOSED):
             yield self._transposed(entry)
         else:
@@ -130,8 +133,16 @@ class _Source:
         share = 1 / root if name.endswith("q_proj") else 1.0
         return max(found * share * _HEADROOM / Code.FP8.greatest, float(np.finfo(np.float16).tiny))
 
+    def _basis(self, name: str) -> np.ndarray:
+        basis_IK = self._quantized(name).basis_IK
+        if basis_IK is None:
+            raise ValueError(f"{name} has principal directions, and none were found")
+        return basis_IK
+
     def _codes(self, entry: WeightEntry) -> np.ndarray:
         quantized = self._quantized(entry.name.removesuffix(_TRANSPOSED))
+        if quantized.codes_OI.shape[::-1] != entry.shape:
+            raise ValueError(f"{entry.name} is {entry.shape}: got {quantized.codes_OI.shape[::-1]}")
         turned = np.empty(entry.shape, quantized.codes_OI.dtype)
         transpose_into(turned, quantized.codes_OI)
         return pack_int4(turned) if entry.dtype is ir.DataType.INT4 else turned

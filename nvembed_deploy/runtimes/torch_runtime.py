@@ -50,10 +50,10 @@ def _check_quantized(
     artifact: Artifact, entries: dict[str, TensorEntry], options: RuntimeOptions
 ) -> None:
     name = uncomputed(entries)
-    if name is not None:
+    if name is not None or artifact.manifest.recipe.get("activations") == "float":
+        why = f"it has {name}" if name is not None else "its inputs are not rounded"
         raise ArtifactError(
-            f"{artifact.path} is quantised in a way that the torch runtime does not compute: it "
-            f"has {name}",
+            f"{artifact.path} is quantised in a way that the torch runtime does not compute: {why}",
             'use runtime="onnx", or load the checkpoint itself with runtime="torch"',
         )
     check_fp8(torch_device(options), f"{artifact.path} has FP8 linears", 'use runtime="onnx"')

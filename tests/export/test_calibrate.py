@@ -83,10 +83,77 @@ def test_calibrated_graphs_are_nearer_than_nearest_ones(
     assert errors[1] < errors[0]
 
 
-def test_the_same_texts_give_the_same_codes(tiny_weights: Weights, texts: list[Batch]) -> None:
+@pytest.mark.parametrize("opset", [20, 23])
+def test_graphs_with_directions_rounded_twice_are_nearer(
+    tmp_path: Path, tiny_weights: Weights, texts: list[Batch], held, opset: int
+) -> None:
+    whole = options_of("fp8", opset, precision=Precision.FP32)
+    wide = replace(whole, formats=Formats(replace(SCHEMES["fp8"].linear, rank=16)))
+    (tmp_path / "float").mkdir()
+    plain = save(tiny_weights, GraphOptions(), tmp_path / "float")
+    errors = []
+    for folder, options in (("whole", whole), ("wide", wide)):
+        path = write(tiny_weights, options, tmp_path / folder, texts)
+        rows = [run(path, inputs, as_written=True) - run(plain, inputs) for inputs in held]
+        errors.append(float(np.mean([np.square(row).sum(1).mean() for row in rows])))
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("keep", "first"), [("*.q_proj", "self_attn.k_proj"), ("*.gate_proj", "mlp.up_proj")]
+)
+def test_directions_are_those_of_the_first_linear_that_is_rounded(
+    tmp_path: Path, tiny_weights: Weights, texts: list[Batch], keep: str, first: str
+) -> None:
+    linear = replace(SCHEMES["fp8"].linear, rank=16)
+    options = GraphOptions(Precision.FP16, formats=Formats(linear, keep=(keep,)))
+    names = [entry.name for entry in author_graph(tiny_weights.spec, options).weights]
+    assert f"backbone.layers.0.{first}.basis" in names
+    assert f"backbone.layers.0.{first.split('.', maxsplit=1)[0]}.{keep[2:]}.basis" not in names
+    path = write(tiny_weights, options, tmp_path / "kept", texts)
+    (tmp_path / "float").mkdir()
+    plain = save(tiny_weights, GraphOptions(), tmp_path / "float")
+    inputs = batch((5, 9))
+    assert (run(path, inputs) * run(plain, inputs)).sum(1).min() > 0.99
+
+
+def test_fp8_weights_alone_have_no_directions() -> None:
+    form = replace(SCHEMES["fp8"].linear, activations=Activations.FLOAT, rank=32)
+    found = Formats(form).of("backbone.layers.0.mlp.up_proj", 4096)
+    assert found is not None
+    assert found.rank == 0
+
+
+def test_directions_are_found_once_for_all_that_read_an_input(
+    tiny_weights: Weights, texts: list[Batch]
+) -> None:
+    linear = replace(SCHEMES["fp8"].linear, rank=16)
+    block = author_graph(tiny_weights.spec, GraphOptions(formats=Formats(linear)))
+    bases = {entry.name for entry in block.weights if entry.name.endswith(".basis")}
+    of_layer = {"self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"}
+    assert {b for b in bases if ".layers.0." in b} == {
+        f"backbone.layers.0.{name}.basis" for name in of_layer
+    }
+    with open_linears(tiny_weights, is_folded=True) as linears:
+        quantizer = CompensatingQuantizer(linears, Formats(linear), texts)
+        names = ("backbone.layers.0.self_attn." + name for name in ("q_proj", "k_proj", "o_proj"))
+        query_IK, key_IK, out_IK = (quantizer(name).basis_IK for name in names)
+    assert query_IK is not None
+    assert key_IK is not None
+    assert out_IK is not None
+    np.testing.assert_array_equal(query_IK, key_IK)
+    assert np.abs(query_IK - out_IK).max() > 0.01
+
+
+@pytest.mark.parametrize("rank", [0, 16])
+def test_the_same_texts_give_the_same_codes(
+    tiny_weights: Weights, texts: list[Batch], rank: int
+) -> None:
+    linear = replace(SCHEMES["fp8"].linear, rank=rank)
+
     def codes() -> list[Quantized]:
         with open_linears(tiny_weights, is_folded=True) as linears:
-            quantizer = CompensatingQuantizer(linears, Formats(SCHEMES["fp8"].linear), texts)
+            quantizer = CompensatingQuantizer(linears, Formats(linear), texts)
             names = ("backbone.layers.0.mlp.down_proj", "pooler.values")
             return [quantizer(name) for name in names]
 

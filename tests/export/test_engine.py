@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def test_rounded_linears_are_products_of_8_bits(
     assert facts.fused_attention == layers
 
 
+@pytest.mark.parametrize("target", ["sm89", "sm120"])
+def test_directions_rounded_twice_leave_one_product_in_fp8(
+    checkpoint: Path, tmp_path: Path, target: str
+) -> None:
+    """Each linear's; before each input that they read are two small ones."""
+    recipe, layers = tmp_path / "recipe.toml", SPEC.backbone.num_layers
+    recipe.write_text("precision = 'fp8'\ncalibration_texts = 8\n")
+    given = ["--recipe", str(recipe)]
+    facts = build_rounded(checkpoint, tmp_path, "fp8", target, given)
+    assert 4 * layers + 4 <= facts.linears["fp8"] <= 7 * layers + 4
+    assert facts.linears["fp16"] <= 2 * (4 * layers + 4) + 2
+    assert facts.fused_attention == layers
+
+
 @pytest.mark.parametrize(("precision", "code"), [("int8-weight", "int8"), ("int4-weight", "int4")])
 def test_rounded_weights_are_read_in_their_few_bits(
     checkpoint: Path, tmp_path: Path, precision: str, code: str
@@ -122,10 +137,16 @@ def test_float32_is_not_multiplied_in_tf32(checkpoint: Path, tmp_path: Path) -> 
     assert b"tf32=1" not in plan
 
 
-def build_rounded(checkpoint: Path, folder: Path, precision: str, target: str) -> EngineFacts:
-    """Export with weights to nearest, compile, and return what the plan says of itself."""
+def build_rounded(
+    checkpoint: Path,
+    folder: Path,
+    precision: str,
+    target: str,
+    given: Sequence[str] = ("--rounding", "nearest"),
+) -> EngineFacts:
+    """Export, weights to nearest or as given, compile, and return what the plan says of itself."""
     argv = ["export", str(checkpoint), str(folder / "artifact"), "--precision", precision]
-    assert main([*argv, "--rounding", "nearest"]) == 0
+    assert main([*argv, *given]) == 0
     link(folder / "artifact", folder)
     options = EngineOptions(Flavour.RTX, (target,))
     return build_engine(folder, INPUTS, options, (SHORT,)).record.facts

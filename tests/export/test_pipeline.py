@@ -17,6 +17,7 @@ from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.model.names import released_name
 from nvembed_deploy.spec import Precision
+from nvembed_deploy.tensorfile import open_tensors
 from tests import factories
 from tests.model.test_adapter import write_adapter
 
@@ -63,6 +64,18 @@ def test_the_manifest_says_where_the_artifact_comes_from(
             tmp_path / "checkpoint" / "adapter" / "adapter_model.safetensors"
         ),
     }
+
+
+def test_rounding_adds_no_parameters(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Scales, bases and second codes are how a model is stored, not more of it."""
+    counts, sizes = [], []
+    for values in ({"precision": "fp16"}, {"precision": "fp8", "calibration_texts": 8}):
+        out = tmp_path / str(values["precision"])
+        manifest = run_export(plan_export(tiny_checkpoint, load_recipe(None, values)), out)
+        counts.append(manifest.weights.num_parameters)
+        sizes.append(len(open_tensors(out / "model.onnx_data")))
+    assert counts[0] == counts[1]
+    assert sizes[0] < sizes[1]
 
 
 def test_a_damaged_tensor_stops_the_export_and_nothing_is_left(tmp_path: Path) -> None:

@@ -48,19 +48,9 @@ FAULTS = {
     "path of a wrong kind": ("checkpoint = 3", ["checkpoint is 3", "a path"]),
     "keep_share of all": ("precision = 'int8'\nkeep_share = 1", ["keep_share is 1", "below 1"]),
     "keep_share as a text": ("precision = 'fp8'\nkeep_share = '0.1'", ["keep_share is '0.1'"]),
-    "per_token without ranges": (
-        "precision = 'int8'\nper_token = ['*']\nrounding = 'nearest'",
-        ["per_token without calibration"],
-    ),
-    "per_token of all and of some": (
-        "precision = 'int8'\nper_token = ['*']\nactivations = 'row'",
-        ["per_token with activations"],
-    ),
-    "per_token of weights alone": (
-        "precision = 'int4-weight'\nper_token = ['*']",
-        ["per_token with precision int4-weight"],
-    ),
-    "keep_share without rounding": ("keep_share = 0.1", ["keep_share without a precision"]),
+    "fp8_rank no engine takes": ("precision = 'fp8'\nfp8_rank = 40", ["fp8_rank is 40", "of 16"]),
+    "fp8_rank as a share": ("precision = 'fp8'\nfp8_rank = 0.1", ["fp8_rank is 0.1"]),
+    "fp8_rank below none": ("precision = 'fp8'\nfp8_rank = -16", ["fp8_rank is -16"]),
     "several": (
         "a = 1\nopset = 1\npooler = 'x'",
         ["unknown key 'a'", "opset is 1", "pooler is 'x'"],

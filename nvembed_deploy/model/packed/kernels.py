@@ -87,6 +87,22 @@ def to_fp8_rows(x_TD: torch.Tensor) -> Rounded:
     return Rounded((wide_TD / scale_T1).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale_T1)
 
 
+def to_wide_fp8_rows(rest_TI: torch.Tensor, along_TK: torch.Tensor) -> Rounded:
+    """Round what an input has beside a few directions, and its part along them to two numbers each.
+
+    The codes are those of the rest, the first number, the second, the first again: see
+    `export/principal.py`. K are the directions here.
+    """
+    rest_TI, along_TK = rest_TI.float(), along_TK.float()
+    largest_T1 = torch.maximum(rest_TI.abs().amax(-1, True), along_TK.abs().amax(-1, True))
+    scale_T1 = largest_T1.clamp(min=SMALLEST_ROW) / FP8_MAX
+    along_TK = (along_TK / scale_T1).clamp(-FP8_MAX, FP8_MAX)
+    first_TK = along_TK.to(FP8)
+    second_TK = (along_TK - first_TK.float()).to(FP8)
+    rest_TI = (rest_TI / scale_T1).clamp(-FP8_MAX, FP8_MAX)
+    return Rounded(torch.cat([rest_TI.to(FP8), first_TK, second_TK, first_TK], -1), scale_T1)
+
+
 def _to(x_TD: torch.Tensor, out: torch.dtype) -> Input:
     return to_fp8_rows(x_TD) if out is FP8 else x_TD.to(out)
 
@@ -102,6 +118,7 @@ class Kernels:
     silu_gate: Callable[..., Input] = silu_gate
     gelu_gate: Callable[..., torch.Tensor] = gelu_gate
     to_fp8_rows: Callable[..., Rounded] = to_fp8_rows
+    to_wide_fp8_rows: Callable[..., Rounded] = to_wide_fp8_rows
 
     @classmethod
     def compiled(cls, backend: str | Callable[..., Any] = "inductor") -> Kernels:

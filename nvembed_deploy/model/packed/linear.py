@@ -72,6 +72,11 @@ class Fp8Linear:
         codes_OI, scale_O1 = kernels.to_fp8_rows(weight_OI)
         return cls(codes_OI, scale_O1[:, 0], kernels, weight_OI.dtype, bias_O)
 
+    def dense(self) -> DenseLinear:
+        """Return the linear that it rounds the input of."""
+        weight_OI = self.codes_OI.float() * self.scale_O[:, None]
+        return DenseLinear(weight_OI.to(self.dtype), self.bias_O)
+
     @property
     def takes(self) -> torch.dtype:
         """E4M3: made together with what is rounded, the rounding reads no memory."""
@@ -123,6 +128,38 @@ def scaled_product(
         use_fast_accum=True,
     )
     return (product_TO * x.scale * scale_O).to(out)
+
+
+@dataclass(frozen=True)
+class WideLinear:
+    """An FP8 linear of which K directions of the input have three codes, after those of the rest.
+
+    See `export/principal.py`.
+    """
+
+    linear: Fp8Linear
+    basis_IK: torch.Tensor
+
+    @property
+    def takes(self) -> torch.dtype:
+        """The model's format: that part is taken out before rounding."""
+        return self.basis_IK.dtype
+
+    def __call__(self, x: Input) -> torch.Tensor:
+        """Return [T, O]."""
+        assert isinstance(x, torch.Tensor)
+        along_TK = x @ self.basis_IK
+        rest_TI = torch.addmm(x, along_TK, self.basis_IK.t(), alpha=-1)
+        return self.linear(self.linear.kernels.to_wide_fp8_rows(rest_TI, along_TK))
+
+    def dense(self) -> DenseLinear:
+        """Return the linear that it rounds the input of."""
+        linear, basis_IK = self.linear, self.basis_IK.float()
+        size, rank = basis_IK.shape
+        wide_OJ = linear.codes_OI.float() * linear.scale_O[:, None]
+        rest_OI, first_OK, _, second_OK = torch.split(wide_OJ, [size, rank, rank, rank], 1)
+        along_OK = first_OK + second_OK - rest_OI @ basis_IK
+        return DenseLinear((rest_OI + along_OK @ basis_IK.t()).to(linear.dtype), linear.bias_O)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from nvembed_deploy.model.packed.linear import (
     Fp8Linear,
     JoinedLinear,
     Linear,
+    WideLinear,
 )
 from nvembed_deploy.model.packed.reader import Codes, CodesReader, Reader, no_codes
 
@@ -50,11 +51,17 @@ class Loader:
         up. Those of sizes that FP8 products do not take are dense too.
         """
         bias_O = self.tensor(f"{names[0]}.bias", self.dtype) if has_bias else None
-        stored = [codes for codes in map(self.codes, names) if codes is not None]
+        found = [self.codes(name) for name in names]
+        stored = [codes for codes in found if codes is not None]
+        basis = next((codes.basis_IK for codes in stored if codes.basis_IK is not None), None)
         if stored and len(stored) == len(names):
-            return self._coded(stored, bias_O, is_dense=is_dense)
+            return self._coded(stored, basis, bias_O, is_dense=is_dense)
         if stored:
-            return JoinedLinear(tuple(self.linear(name) for name in names), self.dtype)
+            parts = (
+                self.linear(name) if codes is None else self._coded([codes], basis)
+                for name, codes in zip(names, found, strict=True)
+            )
+            return JoinedLinear(tuple(parts), self.dtype)
         weights = [self._place(self.read(f"{name}.weight"), self.dtype) for name in names]
         weight_OI = weights[0] if len(weights) == 1 else torch.cat(weights)
         if self.is_fp8 and not is_dense and _fits_fp8(weight_OI):
@@ -62,15 +69,20 @@ class Loader:
         return DenseLinear(weight_OI, bias_O)
 
     def _coded(
-        self, stored: Sequence[Codes], bias_O: torch.Tensor | None, *, is_dense: bool
+        self,
+        stored: Sequence[Codes],
+        basis: np.ndarray | None,
+        bias_O: torch.Tensor | None = None,
+        *,
+        is_dense: bool = False,
     ) -> Linear:
         """Return linears in FP8 as one; each is turned on the device, which is faster at it."""
         parts = [torch.from_numpy(codes.codes_IO).to(self.device).t() for codes in stored]
         codes_OI = torch.cat([part.contiguous() for part in parts]).view(FP8)
         scale_O = torch.cat([torch.from_numpy(codes.scale_O).to(self.device) for codes in stored])
-        if is_dense or not _fits_fp8(codes_OI):
-            return DenseLinear((codes_OI.float() * scale_O[:, None]).to(self.dtype), bias_O)
-        return Fp8Linear(codes_OI, scale_O, self.kernels, self.dtype, bias_O)
+        coded = Fp8Linear(codes_OI, scale_O, self.kernels, self.dtype, bias_O)
+        linear = coded if basis is None else WideLinear(coded, self._place(basis, self.dtype))
+        return linear.dense() if is_dense or not _fits_fp8(codes_OI) else linear
 
     def _place(self, array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

@@ -22,17 +22,23 @@ from nvembed_deploy.tensorfile import TensorEntry
 
 Reader = Callable[[str], np.ndarray]
 _SCALE, _FP8 = ".weight_scale", "F8_E4M3"
-_NOT_COMPUTED = (".input_scale", "pooler.unrotate.weight_t")
-"""Ends of names that only graphs have which the packed model does not compute: static ranges, and
-rotated states."""
+_BASIS = ".basis"
+_NOT_COMPUTED = (".input_scale", ".output_scale", "pooler.unrotate.weight_t")
+"""Ends of names that only graphs have which the packed model does not compute: static ranges,
+attention in FP8, and rotated states."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A linear in E4M3: codes_IO as bytes, and float32 scale_O."""
+    """A linear in E4M3: codes_IO as bytes, and float32 scale_O.
+
+    The basis is stored with the first linear that reads an input of which some directions have
+    codes of their own (see `export/principal.py`).
+    """
 
     codes_IO: np.ndarray
     scale_O: np.ndarray
+    basis_IK: np.ndarray | None = None
 
 
 CodesReader = Callable[[str], Codes | None]
@@ -85,7 +91,12 @@ def codes_reader(entries: Mapping[str, TensorEntry]) -> CodesReader:
         entry, scale = entries.get(name + ".weight_t"), entries.get(name + _SCALE)
         if entry is None or scale is None or entry.dtype != _FP8:
             return None
-        return Codes(entry.read().view(np.uint8), scale.read().astype(np.float32))
+        basis = entries.get(name + _BASIS)
+        return Codes(
+            entry.read().view(np.uint8),
+            scale.read().astype(np.float32),
+            None if basis is None else basis.read(),
+        )
 
     return read
 

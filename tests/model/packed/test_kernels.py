@@ -61,7 +61,12 @@ def arguments(rows: int) -> dict[str, tuple[object, ...]]:
         "silu_gate": (states.bfloat16(), FP8),
         "gelu_gate": (states,),
         "to_fp8_rows": (states,),
+        "to_wide_fp8_rows": (states, torch.randn(rows, 16)),
     }
+
+
+def test_every_kernel_has_arguments_here():
+    assert arguments(1).keys() == Kernels.__dataclass_fields__.keys()
 
 
 def test_a_compiled_kernel_serves_all_numbers_of_rows_but_one():

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from nvembed_deploy.export.formats import SCHEMES
-from nvembed_deploy.export.quantize import round_nearest
+from nvembed_deploy.export.formats import SCHEMES, Code
+from nvembed_deploy.export.principal import find_basis, paired_codes, round_beside, widen_weight
+from nvembed_deploy.export.quantize import find_scales, round_nearest, to_codes
 from nvembed_deploy.model.packed import linear as linear_module
-from nvembed_deploy.model.packed.kernels import FP8, Kernels, to_fp8_rows
-from nvembed_deploy.model.packed.linear import DenseLinear, Fp8Linear, scaled_product
+from nvembed_deploy.model.packed.kernels import FP8, SMALLEST_ROW, Kernels, to_fp8_rows
+from nvembed_deploy.model.packed.linear import (
+    DenseLinear,
+    Fp8Linear,
+    WideLinear,
+    scaled_product,
+)
 
 
 def test_fp8_is_near_dense_and_coarser():
@@ -96,3 +103,40 @@ def test_a_rounded_input_gives_what_rounding_it_here_gives():
     x_TI, linear = torch.randn(7, 64), Fp8Linear.of(torch.randn(32, 64), None, Kernels())
     assert linear.takes is FP8
     torch.testing.assert_close(linear(to_fp8_rows(x_TI)), linear(x_TI), rtol=0, atol=0)
+
+
+def wide_linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, rank: int) -> WideLinear:
+    """Round a weight as an export does, without texts."""
+    basis_IK = find_basis(x_TI.T @ x_TI, rank)
+    wide_OJ = widen_weight(weight_OI, basis_IK)
+    rest_OI, along_OK = wide_OJ.split(basis_IK.shape, 1)
+    scale_O1 = find_scales(wide_OJ.numpy(), SCHEMES["fp8"].linear)
+    rest = to_codes(rest_OI / torch.from_numpy(scale_O1), Code.FP8)
+    codes_OJ = np.concatenate([rest, paired_codes(along_OK, scale_O1)], 1).view(np.uint8)
+    scale_O = torch.from_numpy(scale_O1[:, 0])
+    coded = Fp8Linear(torch.from_numpy(codes_OJ).view(FP8), scale_O, Kernels())
+    return WideLinear(coded, basis_IK)
+
+
+def test_directions_rounded_twice_are_those_of_an_exported_graph():
+    torch.manual_seed(0)
+    x_TI = torch.randn(7, 64) * torch.logspace(2, -1, 64) @ torch.randn(64, 64)
+    weight_OI = torch.randn(32, 64)
+    wide = wide_linear(x_TI, weight_OI, 16)
+    wide_OJ = wide.linear.codes_OI.float() * wide.linear.scale_O[:, None]
+    exported = round_beside(x_TI, wide.basis_IK, SMALLEST_ROW) @ wide_OJ.T
+    torch.testing.assert_close(wide(x_TI), exported, rtol=2e-3, atol=1e-4 * float(exported.max()))
+    exact = x_TI @ weight_OI.T
+    plain = Fp8Linear.of(weight_OI, None, Kernels())
+    assert (wide(x_TI) - exact).norm() < 0.5 * (plain(x_TI) - exact).norm()
+
+
+def test_a_dense_linear_of_wide_codes_rounds_no_input():
+    torch.manual_seed(0)
+    x_TI, weight_OI = torch.randn(7, 64), torch.randn(32, 64)
+    wide = wide_linear(x_TI, weight_OI, 16)
+    rest_TI = x_TI - x_TI @ wide.basis_IK @ wide.basis_IK.T
+    once_TK = x_TI @ wide.basis_IK
+    wide_OJ = wide.linear.codes_OI.float() * wide.linear.scale_O[:, None]
+    expected = torch.cat([rest_TI, once_TK, 0 * once_TK, once_TK], 1) @ wide_OJ.T
+    torch.testing.assert_close(wide.dense()(x_TI), expected, rtol=1e-4, atol=1e-4)
