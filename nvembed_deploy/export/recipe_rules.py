@@ -63,32 +63,37 @@ def _contradictions_of_inputs(scheme: str, clean: dict[str, Any]) -> list[str]:
     if clean.get("ranges") or clean.get("rounding") is not Rounding.NEAREST:
         return mistakes
     if is_named:
-        mistakes.append("per_token without calibration (rounding is 'nearest')")
+        mistakes.append(_uncalibrated("per_token"))
     if clean.get("activations") is Activations.STATIC:
-        mistakes.append("static activations without calibration (rounding is 'nearest')")
+        mistakes.append(_uncalibrated("static activations"))
     return mistakes
 
 
 def _contradictions_of_attention(scheme: str, clean: dict[str, Any]) -> list[str]:
-    mistakes = []
-    if SCHEMES[scheme].linear.code is not Code.FP8:
-        mistakes.append(f"fp8_attention with precision {scheme}: it needs fp8")
+    mistakes = _without_fp8("fp8_attention", scheme)
     if clean.get("opset", _FP8_ATTENTION_OPSET) != _FP8_ATTENTION_OPSET:
         mistakes.append(f"fp8_attention with opset {clean['opset']}: it needs opset 23")
     if clean.get("rounding") is Rounding.NEAREST and not clean.get("ranges"):
-        mistakes.append("fp8_attention without calibration (rounding is 'nearest')")
+        mistakes.append(_uncalibrated("fp8_attention"))
     return mistakes
 
 
 def _contradictions_of_rank(scheme: str, clean: dict[str, Any]) -> list[str]:
-    mistakes = []
-    if SCHEMES[scheme].linear.code is not Code.FP8:
-        mistakes.append(f"fp8_rank with precision {scheme}: it needs fp8")
+    mistakes = _without_fp8("fp8_rank", scheme)
     if clean.get("rounding") is Rounding.NEAREST:
-        mistakes.append("fp8_rank without calibration (rounding is 'nearest')")
+        mistakes.append(_uncalibrated("fp8_rank"))
     if clean.get("activations") not in (None, Activations.ROW):
         mistakes.append("fp8_rank with activations that have no range per token")
     return mistakes
+
+
+def _without_fp8(what: str, scheme: str) -> list[str]:
+    is_fp8 = SCHEMES[scheme].linear.code is Code.FP8
+    return [] if is_fp8 else [f"{what} with precision {scheme}: it needs fp8"]
+
+
+def _uncalibrated(what: str) -> str:
+    return f"{what} without calibration (rounding is 'nearest')"
 
 
 def _contradictions_of_ranges(clean: dict[str, Any]) -> list[str]:

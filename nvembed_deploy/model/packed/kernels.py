@@ -93,14 +93,10 @@ def to_wide_fp8_rows(rest_TI: torch.Tensor, along_TK: torch.Tensor) -> Rounded:
     The codes are those of the rest, the first number, the second, the first again: see
     `export/principal.py`. K are the directions here.
     """
-    rest_TI, along_TK = rest_TI.float(), along_TK.float()
-    largest_T1 = torch.maximum(rest_TI.abs().amax(-1, True), along_TK.abs().amax(-1, True))
-    scale_T1 = largest_T1.clamp(min=SMALLEST_ROW) / FP8_MAX
-    along_TK = (along_TK / scale_T1).clamp(-FP8_MAX, FP8_MAX)
-    first_TK = along_TK.to(FP8)
-    second_TK = (along_TK - first_TK.float()).to(FP8)
-    rest_TI = (rest_TI / scale_T1).clamp(-FP8_MAX, FP8_MAX)
-    return Rounded(torch.cat([rest_TI.to(FP8), first_TK, second_TK, first_TK], -1), scale_T1)
+    codes_TJ, scale_T1 = to_fp8_rows(torch.cat([rest_TI, along_TK], -1))
+    first_TK = codes_TJ[:, rest_TI.shape[-1] :]
+    second_TK = (along_TK.float() / scale_T1 - first_TK.float()).to(FP8)
+    return Rounded(torch.cat([codes_TJ, second_TK, first_TK], -1), scale_T1)
 
 
 def _to(x_TD: torch.Tensor, out: torch.dtype) -> Input:

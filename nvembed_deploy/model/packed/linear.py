@@ -72,10 +72,13 @@ class Fp8Linear:
         codes_OI, scale_O1 = kernels.to_fp8_rows(weight_OI)
         return cls(codes_OI, scale_O1[:, 0], kernels, weight_OI.dtype, bias_O)
 
+    def weight(self) -> torch.Tensor:
+        """Return what its codes stand for, float32 [O, I]."""
+        return self.codes_OI.float() * self.scale_O[:, None]
+
     def dense(self) -> DenseLinear:
         """Return the linear that it rounds the input of."""
-        weight_OI = self.codes_OI.float() * self.scale_O[:, None]
-        return DenseLinear(weight_OI.to(self.dtype), self.bias_O)
+        return DenseLinear(self.weight().to(self.dtype), self.bias_O)
 
     @property
     def takes(self) -> torch.dtype:
@@ -156,8 +159,9 @@ class WideLinear:
         """Return the linear that it rounds the input of."""
         linear, basis_IK = self.linear, self.basis_IK.float()
         size, rank = basis_IK.shape
-        wide_OJ = linear.codes_OI.float() * linear.scale_O[:, None]
-        rest_OI, first_OK, _, second_OK = torch.split(wide_OJ, [size, rank, rank, rank], 1)
+        rest_OI, first_OK, _, second_OK = torch.split(
+            linear.weight(), [size, rank, rank, rank], dim=1
+        )
         along_OK = first_OK + second_OK - rest_OI @ basis_IK
         return DenseLinear((rest_OI + along_OK @ basis_IK.t()).to(linear.dtype), linear.bias_O)
 
