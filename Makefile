@@ -42,7 +42,7 @@ format: install ## format the code and sort its imports
 	$(BIN)/ruff format .
 
 test: install ## the tests that need no GPU and no network (some minutes)
-	$(PYTEST) -q
+	$(PYTEST) -q -n auto --maxprocesses 8 --dist worksteal
 
 e2e: install ## a tiny checkpoint all the way to embeddings
 	$(PYTEST) -q -m e2e
