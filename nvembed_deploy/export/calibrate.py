@@ -143,7 +143,7 @@ def _quantized(linear: GraphLinear, inputs: _Inputs) -> Quantized | None:
     if form is None:
         return None
     if form.rank:
-        quantized = _beside_principal(linear, form, inputs)
+        quantized = _rounded_wide(linear, form, inputs)
     else:
         energy_II = inputs.take_energy(linear.name)
         quantized = compensate(linear.weight_OI.numpy(), energy_II, form)
@@ -154,7 +154,7 @@ def _quantized(linear: GraphLinear, inputs: _Inputs) -> Quantized | None:
     return quantized
 
 
-def _beside_principal(linear: GraphLinear, form: LinearFormat, inputs: _Inputs) -> Quantized:
+def _rounded_wide(linear: GraphLinear, form: LinearFormat, inputs: _Inputs) -> Quantized:
     """Round a weight for what its input has beside a few directions, and for these, twice."""
     energy_II, basis_IK = inputs.take_rest(linear.name, form.rank)
     wide_OJ, num_inputs = widen_weight(linear.weight_OI, basis_IK), len(basis_IK)

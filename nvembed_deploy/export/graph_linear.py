@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from nvembed_deploy.export.formats import Activations, LinearFormat
 from nvembed_deploy.export.linear import SMALLEST_ROW
-from nvembed_deploy.export.principal import round_beside
+from nvembed_deploy.export.principal import round_wide
 from nvembed_deploy.export.quantize import round_to_code
 from nvembed_deploy.export.quantized import Quantized
 
@@ -54,7 +54,7 @@ class GraphLinear(nn.Module):
 
     def _rounded(self, x: torch.Tensor, form: LinearFormat) -> torch.Tensor:
         if form.rank:  # before directions are found, nothing is as near as the input itself
-            return x if self.basis_IK is None else round_beside(x, self.basis_IK, SMALLEST_ROW)
+            return x if self.basis_IK is None else round_wide(x, self.basis_IK, SMALLEST_ROW)
         if form.activations is Activations.ROW:
             return round_rows(x, form)
         if self.input_scale is not None:

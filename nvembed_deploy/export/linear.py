@@ -97,7 +97,7 @@ class LinearWriter:
     def _parts(
         self, x: ir.Value, name: str, num_inputs: int, form: LinearFormat
     ) -> tuple[ir.Value, ...]:
-        """Return x; where directions are rounded apart, what is left of it and its part there."""
+        """Return x; where directions are rounded twice, what is left of it and its part there."""
         if not form.rank:
             return (x,)
         b = self._b

@@ -76,14 +76,14 @@ def widen_weight(weight_OI: torch.Tensor, basis_IK: torch.Tensor) -> torch.Tenso
 
 
 def paired_codes(weight_OK: torch.Tensor, scale_OG: np.ndarray) -> np.ndarray:
-    """Return the codes of a weight on a basis, for inputs that `round_beside` has: [O, 3 K]."""
+    """Return the codes of a weight on a basis, for inputs that `round_wide` has: [O, 3 K]."""
     scaled_OK = weight_OK / torch.from_numpy(scale_OG)
     first_OK = round_to_code(scaled_OK, Code.FP8)
     second_OK = scaled_OK - first_OK
     return to_codes(torch.cat([first_OK, first_OK, second_OK], 1), Code.FP8)
 
 
-def round_beside(x: torch.Tensor, basis_IK: torch.Tensor, smallest: float) -> torch.Tensor:
+def round_wide(x: torch.Tensor, basis_IK: torch.Tensor, smallest: float) -> torch.Tensor:
     """Return rows [.., I] as the product has them, rounded, [.., I + 3 K]: see `linear.py`.
 
     The rest, z1, z2 and z1 again, each row in a range of its own, which is at least `smallest`.

@@ -12,7 +12,7 @@ from nvembed_deploy.export.principal import (
     find_basis,
     paired_codes,
     rest_of,
-    round_beside,
+    round_wide,
     take_out,
     widen_weight,
 )
@@ -94,7 +94,7 @@ def test_a_direction_is_two_numbers_and_the_rest_one() -> None:
     """Rounding errors: 2^-4 of the rest at most, of a direction what two such roundings leave."""
     x_NI = correlated_inputs()
     basis_IK = find_basis(energy_of(x_NI), 16)
-    rest_NI, once_NK, second_NK, again_NK = round_beside(x_NI, basis_IK, 1e-4).split(
+    rest_NI, once_NK, second_NK, again_NK = round_wide(x_NI, basis_IK, 1e-4).split(
         [160, 16, 16, 16], 1
     )
     along_NK = x_NI @ basis_IK
@@ -124,7 +124,7 @@ def test_rounding_directions_twice_harms_less() -> None:
         float((rows @ weight.T - exact_NO).norm() / exact_NO.norm())
         for rows, weight in (
             (round_rows(x_NI, form), plain),
-            (round_beside(x_NI, basis_IK, 1e-4), wide),
+            (round_wide(x_NI, basis_IK, 1e-4), wide),
         )
     ]
     assert errors[1] < 0.15 * errors[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nvembed_deploy.export.formats import SCHEMES, Code
-from nvembed_deploy.export.principal import find_basis, paired_codes, round_beside, widen_weight
+from nvembed_deploy.export.principal import find_basis, paired_codes, round_wide, widen_weight
 from nvembed_deploy.export.quantize import find_scales, round_nearest, to_codes
 from nvembed_deploy.model.packed import linear as linear_module
 from nvembed_deploy.model.packed.kernels import FP8, SMALLEST_ROW, Kernels, to_fp8_rows
@@ -124,7 +124,7 @@ def test_directions_rounded_twice_are_those_of_an_exported_graph():
     weight_OI = torch.randn(32, 64)
     wide = wide_linear(x_TI, weight_OI, 16)
     wide_OJ = wide.linear.codes_OI.float() * wide.linear.scale_O[:, None]
-    exported = round_beside(x_TI, wide.basis_IK, SMALLEST_ROW) @ wide_OJ.T
+    exported = round_wide(x_TI, wide.basis_IK, SMALLEST_ROW) @ wide_OJ.T
     torch.testing.assert_close(wide(x_TI), exported, rtol=2e-3, atol=1e-4 * float(exported.max()))
     exact = x_TI @ weight_OI.T
     plain = Fp8Linear.of(weight_OI, None, Kernels())
