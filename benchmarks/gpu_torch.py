@@ -2,9 +2,10 @@
 
 Weights are random and made in place: a fresh GPU host needs torch, transformers and this
 repository, and downloads nothing. Compared are: the reference (padded, as trained), the packed
-model in bfloat16 and with FP8 products, both plain and compiled, and the way of the model's card
-(padded batches of 32 in the given order, float16 autocast, the latents projected again for each
-text; its weights are float16 already, which flatters it).
+model in bfloat16, with FP8 products of weights rounded to nearest, and of what an fp8 export stores
+(directions rounded twice), each plain and compiled, and the way of the model's card (padded batches
+of 32 in the given order, float16 autocast, the latents projected again for each text; its weights
+are float16 already, which flatters it).
 
 Run: python -m benchmarks.gpu_torch --json benchmarks/results/gpu-torch.json
 Anywhere, to see that it runs: python -m benchmarks.gpu_torch --device cpu --tiny
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.random_codes import RandomCodes
 from benchmarks.random_tensor import RandomTensor
 from nvembed_deploy.bench.competitors.plain_forward import PerTextLatentPooler
 from nvembed_deploy.bench.flops import model_flops
@@ -39,7 +41,7 @@ from nvembed_deploy.model.packed.kernels import Kernels
 from nvembed_deploy.model.packed.linear import NO_ROW_SCALES
 from nvembed_deploy.model.packed.loader import Loader
 from nvembed_deploy.model.packed.model import PackedModel
-from nvembed_deploy.model.packed.reader import checkpoint_reader
+from nvembed_deploy.model.packed.reader import checkpoint_reader, no_codes
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
 from nvembed_deploy.runtimes.packed_runtime import PackedRuntime
@@ -58,6 +60,8 @@ SIDES = (
     "packed, bf16, compiled",
     "packed, fp8",
     "packed, fp8, compiled",
+    "packed, fp8 artifact",
+    "packed, fp8 artifact, compiled",
 )
 _LEAST_RUNS = 3
 TINY = ModelSpec(
@@ -82,11 +86,12 @@ class Run:
         shapes = expected_shapes(self.spec)
         return Weights(self.spec, {name: RandomTensor(name, s) for name, s in shapes.items()})
 
-    def packed(self, *, is_fp8: bool = False, compiles: bool = False) -> PackedRuntime:
-        """Load the packed model."""
-        kernels = Kernels.compiled() if compiles else Kernels()
+    def packed(self, name: str) -> PackedRuntime:
+        """Load the packed model as the side of this name has it."""
+        kernels = Kernels.compiled() if "compiled" in name else Kernels()
         read, dtype = checkpoint_reader(self.weights), torch.bfloat16
-        loader = Loader(read, dtype, self.device, kernels, is_fp8)
+        codes = RandomCodes.of_default_export(read) if "artifact" in name else no_codes
+        loader = Loader(read, dtype, self.device, kernels, "fp8" in name, codes)
         graphs = RuntimeOptions().cuda_graphs if reads_cuts(self.device, dtype) else 0
         return PackedRuntime(PackedModel.load(self.spec, loader), graphs=graphs)
 
@@ -201,7 +206,7 @@ def card_side(run: Run, expected: NDArray[np.float32]) -> dict[str, Any]:
 
 def packed_side(run: Run, name: str, expected: NDArray[np.float32]) -> dict[str, Any]:
     """Measure the packed model."""
-    runtime = run.packed(is_fp8="fp8" in name, compiles="compiled" in name)
+    runtime = run.packed(name)
     try:
         return side(run, runtime.embed, None, expected)
     finally:
