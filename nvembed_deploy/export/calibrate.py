@@ -74,9 +74,15 @@ class _Inputs(InputObserver):
 class CompensatingQuantizer:
     """Rounds linears in the order of the graph; see `weight_file.Quantizer`."""
 
-    def __init__(self, linears: LinearWeights, formats: Formats, batches: Sequence[Batch]) -> None:
-        """Take the model's linears (rotated or not), their formats, and the texts."""
-        self._blocks = Blocks(linears, formats, batches)
+    def __init__(
+        self,
+        linears: LinearWeights,
+        formats: Formats,
+        batches: Sequence[Batch],
+        device: torch.device | None = None,
+    ) -> None:
+        """Take the model's linears (rotated or not), their formats, the texts; see `Blocks`."""
+        self._blocks = Blocks(linears, formats, batches, device)
         self._rounded = self._run()
         self._ready: dict[str, Quantized] = {}
         self.ranges: dict[str, LinearRange] = {}
@@ -86,6 +92,12 @@ class CompensatingQuantizer:
         while name not in self._ready:
             self._ready = next(self._rounded)
         return self._ready.pop(name)
+
+    def range_of(self, name: str) -> LinearRange:
+        """Return what was seen of the linear `name`, running on to its block."""
+        while name not in self.ranges:
+            self._ready = next(self._rounded)
+        return self.ranges[name]
 
     @torch.inference_mode()
     def _run(self) -> Iterator[dict[str, Quantized]]:
@@ -146,7 +158,7 @@ def _quantized(linear: GraphLinear, inputs: _Inputs) -> Quantized | None:
         quantized = _rounded_wide(linear, form, inputs)
     else:
         energy_II = inputs.take_energy(linear.name)
-        quantized = compensate(linear.weight_OI.numpy(), energy_II, form)
+        quantized = compensate(linear.weight_OI, energy_II, form)
     if form.activations is Activations.STATIC:
         scale = inputs.find_scale(linear.name, linear.weight_OI, form.code)
         quantized = replace(quantized, input_scale=scale)
@@ -158,8 +170,8 @@ def _rounded_wide(linear: GraphLinear, form: LinearFormat, inputs: _Inputs) -> Q
     """Round a weight for what its input has beside a few directions, and for these, twice."""
     energy_II, basis_IK = inputs.take_rest(linear.name, form.rank)
     wide_OJ, num_inputs = widen_weight(linear.weight_OI, basis_IK), len(basis_IK)
-    scale_OG = find_scales(wide_OJ.numpy(), form)
-    rest = compensate(wide_OJ[:, :num_inputs].numpy(), energy_II, form, scale_OG)
+    scale_OG = find_scales(wide_OJ, form)
+    rest = compensate(wide_OJ[:, :num_inputs], energy_II, form, scale_OG)
     along = paired_codes(wide_OJ[:, num_inputs:], scale_OG)
     codes = np.concatenate([rest.codes_OI, along], 1)
-    return Quantized(codes, scale_OG, basis_IK=basis_IK.numpy())
+    return replace(rest, codes_OI=codes, basis_IK=basis_IK.cpu().numpy())

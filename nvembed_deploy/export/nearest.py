@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.formats import Activations, Formats
 from nvembed_deploy.export.linear_weights import LinearWeights
@@ -26,7 +28,11 @@ class NearestQuantizer:
         form = self.formats.of(name, weight_OI.shape[1])
         if form is None:
             raise ValueError(f"{name} is kept in 16 bit")
-        quantized = round_nearest(weight_OI, form)
+        quantized = round_nearest(torch.from_numpy(weight_OI), form)
         if form.activations is not Activations.STATIC:
             return quantized
         return replace(quantized, input_scale=self.ranges[name].scale)
+
+    def range_of(self, name: str) -> LinearRange:
+        """Return what the earlier calibration saw of the linear `name`."""
+        return self.ranges[name]

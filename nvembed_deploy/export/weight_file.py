@@ -58,6 +58,10 @@ class Quantizer(Protocol):
         """Return the quantised weight of the linear `name`."""
         ...
 
+    def range_of(self, name: str) -> LinearRange:
+        """Return what was seen of the linear `name`, which may be kept in 16 bit."""
+        ...
+
 
 def write_weights(
     path: Path,
@@ -126,7 +130,7 @@ class _Source:
 
     def _output_scale(self, name: str) -> float:
         """Return the scale of what attention reads of a linear; it divides queries by a root."""
-        found = None if self.quantizer is None else self.quantizer.ranges[name].output
+        found = None if self.quantizer is None else self.quantizer.range_of(name).output
         if found is None:
             raise ValueError(f"{name} has a range of its output, and none was found")
         root = self.linears.weights.spec.backbone.head_width**0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,25 @@ def test_it_is_near_the_float_graph_and_masks_what_is_padded(
     wide = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in held[0].items()}
     # Another order of sums may turn a code.
     assert (run(path, wide) * run(path, held[0])).sum(1).min() > 0.9995
+
+
+def test_attention_is_rounded_where_its_linears_are_kept(
+    tmp_path: Path, tiny_weights: Weights, texts: list[Batch], held: list[dict[str, np.ndarray]]
+) -> None:
+    """Ranges of a linear in 16 bit are asked for before any linear of its block is rounded."""
+    formats = Formats(SCHEMES["fp8"].linear, keep=("*.layers.0.*", "*.q_proj"))
+    path = write(tiny_weights, replace(WITH_ATTENTION, formats=formats), tmp_path / "kept", texts)
+    every = write(tiny_weights, WITH_ATTENTION, tmp_path / "none", texts)
+    scales = [
+        {
+            t.name: float(onnx.numpy_helper.to_array(t))
+            for t in onnx.load(str(p)).graph.initializer
+            if t.name.endswith(".output_scale")
+        }
+        for p in (path, every)
+    ]
+    assert scales[0].keys() == scales[1].keys()
+    assert scales[0] == pytest.approx(scales[1], rel=0.2)
 
 
 def test_queries_keys_values_and_weights_are_rounded_and_nothing_else(
