@@ -42,12 +42,12 @@ class RandomCodes:
         basis_IK = random_basis(first_of(name), num_inputs, form.rank)
         wide = widen_weight(weight_OI, basis_IK)
         largest_O1 = wide.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float16).tiny)
-        scale_OG = (largest_O1 / form.code.greatest).half().float().numpy()
-        rest = to_codes(wide[:, :num_inputs] / torch.from_numpy(scale_OG), form.code)
+        scale_OG = (largest_O1 / form.code.greatest).half().float()
+        rest = to_codes(wide[:, :num_inputs] / scale_OG, form.code)
         along = paired_codes(wide[:, num_inputs:], scale_OG)
         codes_OJ = np.concatenate([rest, along], 1).view(np.uint8)
         basis = basis_IK.numpy() if first_of(name) == name else None
-        return Codes(codes_OJ.T, scale_OG[:, 0], basis)
+        return Codes(codes_OJ.T, scale_OG[:, 0].numpy(), basis)
 
 
 def random_basis(name: str, num_inputs: int, rank: int) -> torch.Tensor:

@@ -221,9 +221,9 @@ class _Rounded:
         form, weight_OI = linear.form, linear.weight_OI
         assert form is not None
         if self._variant.rounding is Rounding.NEAREST:
-            quantized = round_nearest(weight_OI.numpy(), form)
+            quantized = round_nearest(weight_OI, form)
         else:
-            quantized = compensate(weight_OI.numpy(), inputs.take_energy(linear.name), form)
+            quantized = compensate(weight_OI, inputs.take_energy(linear.name), form)
         if form.activations is Activations.STATIC:
             scale = inputs.find_scale(linear.name, weight_OI, form.code)
             quantized = replace(quantized, input_scale=scale)

@@ -102,7 +102,7 @@ def _error(
         rounded_NI = round_to_code(smooth_NI / scale, form.code) * scale
     else:
         rounded_NI = smooth_NI
-    rounded_OI = torch.from_numpy(round_nearest(scaled_OI.numpy(), form).dequantize())
+    rounded_OI = torch.from_numpy(round_nearest(scaled_OI, form).dequantize())
     error_NO = rounded_NI @ rounded_OI.T - rows_NI @ weight_OI.T
     return float((error_NO * weights_N1).square().sum())
 

@@ -51,6 +51,7 @@ TESTED_IN = {
     "export/quantized": "export/test_quantize",
     "export/memory": "export/test_check",
     "export/weight_file": "e2e/test_checkpoint_to_encoder",
+    "model/device": "runtimes/test_torch_runtime",
     "model/nvembed": "model/test_pooler",
     "model/packed/__init__": "model/packed/test_model",
     "model/packed/layer": "model/packed/test_model",

@@ -61,6 +61,7 @@ NEEDS = {
     "nvembed_deploy.export.sensitivity": "torch",
     "nvembed_deploy.export.weight_file": "onnx_ir",
     "nvembed_deploy.model.backbone": "torch",
+    "nvembed_deploy.model.device": "torch",
     "nvembed_deploy.model.nvembed": "torch",
     "nvembed_deploy.model.packed.attention": "torch",
     "nvembed_deploy.model.packed.batch": "torch",

@@ -30,9 +30,19 @@ Weigh = Callable[[torch.Tensor], None]
 class Blocks:
     """The model's blocks, loaded when they are asked for."""
 
-    def __init__(self, linears: LinearWeights, formats: Formats, batches: Sequence[Batch]) -> None:
-        """Take the model's linears (rotated or not), their formats, and the texts."""
+    def __init__(
+        self,
+        linears: LinearWeights,
+        formats: Formats,
+        batches: Sequence[Batch],
+        device: torch.device | None = None,
+    ) -> None:
+        """Take the model's linears (rotated or not), their formats, and the texts.
+
+        `device` is where blocks and states are: a GPU, or the processor if it is left out.
+        """
         self.batches, self.spec = batches, linears.weights.spec
+        self.device = device or torch.device("cpu")
         self._linears, self._formats = linears, formats
         with torch.device("meta"):
             self._model = NVEmbed(self.spec, PoolerForm.FOLDED)
@@ -44,7 +54,7 @@ class Blocks:
         for batch in self.batches:
             ids, inverse = np.unique(batch.input_ids_BS, return_inverse=True)
             rows = np.concatenate([weights.read_float32(name, slice(i, i + 1)) for i in ids])
-            states.append(torch.from_numpy(rows[inverse.reshape(batch.input_ids_BS.shape)]))
+            states.append(self._place(rows[inverse.reshape(batch.input_ids_BS.shape)]))
         return states
 
     def layer(self, index: int) -> nn.Module:
@@ -60,12 +70,12 @@ class Blocks:
         A token counts by how small its state is: an error beside a massive state is nothing.
         """
         decoder = self._model.backbone.decoder
-        rotary = type(decoder.rotary_emb)(decoder.config)
+        rotary = type(decoder.rotary_emb)(decoder.config).to(self.device)
         for hidden, batch in zip(states, self.batches, strict=True):
-            mask = torch.from_numpy(batch.attention_mask_BS)
+            mask = self._place(batch.attention_mask_BS)
             if weigh is not None:
                 weigh(mask[..., None] / hidden.square().mean(-1, keepdim=True).sqrt())
-            positions = torch.arange(hidden.shape[1])[None]
+            positions = torch.arange(hidden.shape[1], device=self.device)[None]
             yield layer(
                 hidden,
                 attention_mask=padding_mask(mask, hidden.dtype),
@@ -78,7 +88,7 @@ class Blocks:
         norm = self._module(self._model.backbone.decoder.norm, "backbone.norm.")
         if not isinstance(self._linears.weights, RotatedWeights):
             return [norm(hidden) for hidden in states]
-        back_DD = torch.from_numpy(self._linears.load(UNROTATE))
+        back_DD = self._place(self._linears.load(UNROTATE))
         return [norm(hidden) @ back_DD.T for hidden in states]
 
     def pooler(self) -> nn.Module:
@@ -90,7 +100,7 @@ class Blocks:
     ) -> Iterator[torch.Tensor]:
         """Yield each batch's embeddings [B, D]."""
         for hidden, batch in zip(states, self.batches, strict=True):
-            mask = torch.from_numpy(batch.pool_mask_BS)
+            mask = self._place(batch.pool_mask_BS)
             if weigh is not None:
                 weigh(mask[..., None].float())
             yield pooler(hidden, mask)
@@ -100,21 +110,24 @@ class Blocks:
         module = copy.deepcopy(meta)
         for tail, linear in [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]:
             module.set_submodule(tail, self._linear(prefix + tail, linear.bias is not None))
-        module = module.to_empty(device="cpu").float().eval().requires_grad_(False)
+        module = module.to_empty(device=self.device).float().eval().requires_grad_(False)
         for key, parameter in module.named_parameters():
             read = self._linears.weights.read_float32(prefix + key)
             parameter.copy_(torch.from_numpy(read))
         return module
 
     def _linear(self, name: str, has_bias: bool) -> GraphLinear:
-        weight_OI = self._linears.load(name)
+        weight_OI = self._place(self._linears.load(name))
         linear = GraphLinear(name, weight_OI, self._formats.of(name, weight_OI.shape[1]))
         if has_bias:
-            linear.bias = torch.from_numpy(self._linears.weights.read_float32(name + ".bias"))
+            linear.bias = self._place(self._linears.weights.read_float32(name + ".bias"))
         weights = self._linears.weights
         if isinstance(weights, RotatedWeights) and name.endswith("down_proj"):
-            linear.features = torch.from_numpy(weights.features)
+            linear.features = self._place(weights.features)
         return linear
+
+    def _place(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 def linears_of(module: nn.Module) -> list[GraphLinear]:

@@ -23,10 +23,10 @@ _ROWS = 512
 
 
 def compensate(
-    weight_OI: np.ndarray,
+    weight_OI: torch.Tensor,
     energy_II: torch.Tensor,
     form: LinearFormat,
-    scale_OG: np.ndarray | None = None,
+    scale_OG: torch.Tensor | None = None,
 ) -> Quantized:
     """Quantise a weight for inputs x whose sum of x x^T over calibration tokens is `energy_II`.
 
@@ -39,18 +39,18 @@ def compensate(
     scale_OG = find_scales(weight_OI, form) if scale_OG is None else scale_OG
     order_I = energy_II.diagonal().argsort(descending=True)
     lower_II = _reversed_factor(energy_II, order_I)
-    left_OI = torch.from_numpy(weight_OI)[:, order_I]
+    left_OI = weight_OI[:, order_I]
     codes_OI = np.empty(weight_OI.shape, STORED[form.code])
     group_I = order_I // (len(order_I) // scale_OG.shape[1])
     for start in range(0, len(order_I), _COLUMNS):
         stop = min(start + _COLUMNS, len(order_I))
         part_OC = left_OI[:, start:stop]
-        scale_OC = torch.from_numpy(scale_OG)[:, group_I[start:stop]]
+        scale_OC = scale_OG[:, group_I[start:stop]]
         factor_CC, factor_CI = _rows(lower_II, start, stop)
         errors_OC = _round_columns(part_OC, scale_OC, factor_CC, form.code)
-        codes_OI[:, order_I[start:stop].numpy()] = to_codes(part_OC / scale_OC, form.code)
+        codes_OI[:, order_I[start:stop].cpu().numpy()] = to_codes(part_OC / scale_OC, form.code)
         left_OI[:, stop:].addmm_(errors_OC, factor_CI, alpha=-1)
-    return Quantized(codes_OI, scale_OG)
+    return Quantized(codes_OI, scale_OG.cpu().numpy())
 
 
 def _reversed_factor(energy_II: torch.Tensor, order_I: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,8 @@ def _invert_lower(lower_II: torch.Tensor) -> torch.Tensor:
     for start in reversed(range(0, size, _ROWS)):
         part, below = slice(start, min(start + _ROWS, size)), slice(min(start + _ROWS, size), size)
         block = lower_II[part, part]
-        inverse = torch.linalg.solve_triangular(block, torch.eye(len(block)), upper=False)
+        one = torch.eye(len(block), device=block.device)
+        inverse = torch.linalg.solve_triangular(block, one, upper=False)
         lower_II[part, part] = inverse
         lower_II[below, part] = -(lower_II[below, below] @ (lower_II[below, part] @ inverse))
     return lower_II

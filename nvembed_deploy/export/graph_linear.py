@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -32,10 +31,10 @@ class Observer(Protocol):
 class GraphLinear(nn.Module):
     """A linear of the model, with float weights until it is rounded."""
 
-    def __init__(self, name: str, weight_OI: np.ndarray, form: LinearFormat | None) -> None:
+    def __init__(self, name: str, weight_OI: torch.Tensor, form: LinearFormat | None) -> None:
         """Take the weight in float32, and its format; None keeps it as it is."""
         super().__init__()
-        self.name, self.form, self.weight_OI = name, form, torch.from_numpy(weight_OI)
+        self.name, self.form, self.weight_OI = name, form, weight_OI
         self.bias: torch.Tensor | None = None
         self.features: torch.Tensor | None = None
         self.observer: Observer | None = None
@@ -68,9 +67,10 @@ class GraphLinear(nn.Module):
     def take(self, quantized: Quantized) -> None:
         """Be the rounded linear from now on."""
         self.input_scale = quantized.input_scale
-        self.weight_OI = torch.from_numpy(quantized.dequantize())
+        device = self.weight_OI.device
+        self.weight_OI = torch.from_numpy(quantized.dequantize()).to(device)
         if quantized.basis_IK is not None:
-            self.basis_IK = torch.from_numpy(quantized.basis_IK)
+            self.basis_IK = torch.from_numpy(quantized.basis_IK).to(device)
 
 
 def round_rows(x: torch.Tensor, form: LinearFormat) -> torch.Tensor:

@@ -29,8 +29,10 @@ def _keep_most_harmed(
 ) -> ExportRecipe:
     """Keep a share of the weights, where rounding harms most."""
     from nvembed_deploy.export.sensitivity import choose_kept, measure_harm
+    from nvembed_deploy.model.device import find_device
 
-    harms = measure_harm(linears, recipe.formats, batches, on_block)
+    device = find_device(recipe.device)
+    harms = measure_harm(linears, recipe.formats, batches, on_block, device)
     return replace(recipe, keep=(*recipe.keep, *choose_kept(harms, recipe.keep_share)))
 
 
@@ -39,5 +41,8 @@ def _find_per_token(
 ) -> ExportRecipe:
     """Give a range per token where one range loses a token."""
     from nvembed_deploy.export.row_ranges import find_uneven
+    from nvembed_deploy.model.device import find_device
 
-    return replace(recipe, per_token=find_uneven(linears, recipe.formats, batches, on_block))
+    device = find_device(recipe.device)
+    uneven = find_uneven(linears, recipe.formats, batches, on_block, device)
+    return replace(recipe, per_token=uneven)

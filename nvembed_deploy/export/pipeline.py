@@ -110,7 +110,8 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        HardwareError, RecipeError: the engine asked for cannot be built.
+        HardwareError: the device, or what the engine asked for needs, is not there.
+        RecipeError: the engine asked for cannot be built.
     """
     checkpoint = open_checkpoint(checkpoint_path)
     weights = open_weights(checkpoint)
@@ -123,6 +124,8 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
     export = Export(checkpoint, weights, recipe, block, record)
     if recipe.engine is not None:
         check_engine(recipe.engine, export.graph_facts)
+    if recipe.device != "cpu":
+        _device(recipe)
     return export
 
 
@@ -237,7 +240,14 @@ def _quantizer(
 
     texts = _texts(recipe)
     batches = texts.batches(_tokenizer(export, stage))
-    return CompensatingQuantizer(linears, recipe.formats, batches), texts.facts(batches)
+    quantizer = CompensatingQuantizer(linears, recipe.formats, batches, _device(recipe))
+    return quantizer, texts.facts(batches)
+
+
+def _device(recipe: ExportRecipe) -> Any:  # noqa: ANN401 - torch is imported late
+    from nvembed_deploy.model.device import find_device
+
+    return find_device(recipe.device)
 
 
 def _write_graph(block: Block, file: WeightFile, path: Path) -> None:

@@ -34,7 +34,8 @@ def find_basis(energy_II: torch.Tensor, rank: int) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(_SEED)
     wide = min(rank + _MORE, len(energy_II))
-    basis_IK: torch.Tensor = torch.randn(len(energy_II), wide, generator=generator)
+    start_IK: torch.Tensor = torch.randn(len(energy_II), wide, generator=generator)
+    basis_IK = start_IK.to(energy_II.device)
     for _ in range(_ROUNDS):
         basis_IK = torch.linalg.qr(energy_II @ basis_IK).Q
     turn_KK: torch.Tensor = torch.linalg.eigh(basis_IK.T @ energy_II @ basis_IK).eigenvectors
@@ -75,9 +76,9 @@ def widen_weight(weight_OI: torch.Tensor, basis_IK: torch.Tensor) -> torch.Tenso
     return wide_OJ
 
 
-def paired_codes(weight_OK: torch.Tensor, scale_OG: np.ndarray) -> np.ndarray:
+def paired_codes(weight_OK: torch.Tensor, scale_OG: torch.Tensor) -> np.ndarray:
     """Return the codes of a weight on a basis, for inputs that `round_wide` has: [O, 3 K]."""
-    scaled_OK = weight_OK / torch.from_numpy(scale_OG)
+    scaled_OK = weight_OK / scale_OG
     first_OK = round_to_code(scaled_OK, Code.FP8)
     second_OK = scaled_OK - first_OK
     return to_codes(torch.cat([first_OK, first_OK, second_OK], 1), Code.FP8)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nvembed_deploy.export.formats import Code, LinearFormat
-from nvembed_deploy.export.quantized import Quantized, blocks
+from nvembed_deploy.export.quantized import Quantized
 
 STORED = {
     Code.INT8: np.dtype(np.int8),
@@ -38,35 +38,34 @@ _ROWS = 4096
 """Rows looked at together: of NV-Embed's widest linear, of 32,768, it takes 0.2 GiB, not 1.3."""
 
 
-def round_nearest(weight_OI: np.ndarray, form: LinearFormat) -> Quantized:
+def round_nearest(weight_OI: torch.Tensor, form: LinearFormat) -> Quantized:
     """Round each weight to the nearest code, with the scales of `find_scales`."""
     scale_OG = find_scales(weight_OI, form)
-    blocks_OGB = torch.from_numpy(blocks(weight_OI, scale_OG.shape[1]))
-    scaled_OGB = blocks_OGB / torch.from_numpy(scale_OG)[..., None]
-    return Quantized(to_codes(scaled_OGB, form.code).reshape(weight_OI.shape), scale_OG)
+    scaled_OGB = weight_OI.reshape(*scale_OG.shape, -1) / scale_OG[..., None]
+    codes_OI = to_codes(scaled_OGB, form.code).reshape(weight_OI.shape)
+    return Quantized(codes_OI, scale_OG.cpu().numpy())
 
 
-def find_scales(weight_OI: np.ndarray, form: LinearFormat) -> np.ndarray:
+def find_scales(weight_OI: torch.Tensor, form: LinearFormat) -> torch.Tensor:
     """Return float32 scale_OG (float16 values): of the tried ranges, the least squared error."""
-    starts = range(0, len(weight_OI), _ROWS)
-    return np.concatenate([_find_scales(weight_OI[at : at + _ROWS], form) for at in starts])
+    return torch.cat([_find_scales(rows_RI, form) for rows_RI in torch.split(weight_OI, _ROWS)])
 
 
-def _find_scales(weight_OI: np.ndarray, form: LinearFormat) -> np.ndarray:
+def _find_scales(weight_OI: torch.Tensor, form: LinearFormat) -> torch.Tensor:
     num_blocks = 1 if form.block is None else weight_OI.shape[1] // form.block
-    blocks_OGB = blocks(weight_OI, num_blocks)
-    full_OG = np.maximum(blocks_OGB.max(-1), -blocks_OGB.min(-1)) / form.code.greatest
-    best_OG, least_OG = _storable(full_OG), np.full_like(full_OG, np.inf)
+    blocks_OGB = weight_OI.reshape(len(weight_OI), num_blocks, -1)
+    full_OG = torch.maximum(blocks_OGB.amax(-1), -blocks_OGB.amin(-1)) / form.code.greatest
+    best_OG, least_OG = _storable(full_OG), torch.full_like(full_OG, torch.inf)
     if len(_SEARCHED[form.code]) == 1:
         return best_OG
-    seen_OGB, counts_B = _seen(torch.from_numpy(blocks_OGB))
+    seen_OGB, counts_B = _seen(blocks_OGB)
     for fraction in _SEARCHED[form.code]:
-        scale_OG = _storable(full_OG * np.float32(fraction))
-        wide_OG1 = torch.from_numpy(scale_OG)[..., None]
+        scale_OG = _storable(full_OG * fraction)
+        wide_OG1 = scale_OG[..., None]
         error = round_to_code(seen_OGB / wide_OG1, form.code).mul_(wide_OG1).sub_(seen_OGB)
-        error_OG = (error.square_() @ counts_B).numpy()
-        best_OG = np.where(error_OG < least_OG, scale_OG, best_OG)
-        least_OG = np.minimum(error_OG, least_OG)
+        error_OG = error.square_() @ counts_B
+        best_OG = torch.where(error_OG < least_OG, scale_OG, best_OG)
+        least_OG = torch.minimum(error_OG, least_OG)
     return best_OG
 
 
@@ -95,9 +94,9 @@ def to_codes(scaled: torch.Tensor, code: Code) -> np.ndarray:
     """Return `round_to_code` in the code's own dtype."""
     clipped = scaled.clamp(-code.greatest, code.greatest)
     if code is Code.FP8:
-        codes = clipped.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        codes = clipped.to(torch.float8_e4m3fn).view(torch.uint8).cpu().numpy()
     else:
-        codes = clipped.round_().to(torch.int8).numpy()
+        codes = clipped.round_().to(torch.int8).cpu().numpy()
     stored: np.ndarray = codes.view(STORED[code])
     return stored
 
@@ -106,15 +105,14 @@ def _seen(blocks_OGB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights of each block that are looked at, and how many each stands for."""
     step = blocks_OGB.shape[-1] // _SEEN
     if step <= 1:
-        return blocks_OGB, torch.ones(blocks_OGB.shape[-1])
+        return blocks_OGB, blocks_OGB.new_ones(blocks_OGB.shape[-1])
     spread = blocks_OGB[..., ::step]
     order = blocks_OGB.abs().topk(_LARGEST, sorted=False).indices
-    counts_B = torch.ones(spread.shape[-1] + _LARGEST)
+    counts_B = blocks_OGB.new_ones(spread.shape[-1] + _LARGEST)
     counts_B[: spread.shape[-1]] = step
     return torch.cat([spread, blocks_OGB.gather(-1, order)], -1), counts_B
 
 
-def _storable(scale: np.ndarray) -> np.ndarray:
+def _storable(scale: torch.Tensor) -> torch.Tensor:
     """Round scales to float16 values, so that codes are made for the scale that is stored."""
-    stored: np.ndarray = np.maximum(scale, _SMALLEST_SCALE).astype(np.float16)
-    return stored.astype(np.float32)
+    return scale.clamp(min=_SMALLEST_SCALE).half().float()

@@ -28,7 +28,7 @@ class Quantized:
 
     def dequantize(self) -> np.ndarray:
         """Return the weight it stands for, float32, of the codes' shape."""
-        codes_OGB = blocks(self.codes_OI.astype(np.float32), self.scale_OG.shape[1])
+        codes_OGB = self.codes_OI.astype(np.float32).reshape(*self.scale_OG.shape, -1)
         weight: np.ndarray = (codes_OGB * self.scale_OG[..., None]).reshape(self.codes_OI.shape)
         return weight
 
@@ -41,8 +41,3 @@ def pack_int4(codes: np.ndarray) -> np.ndarray:
     low, high = (codes[..., start::2].view(np.uint8) & 0xF for start in (0, 1))
     packed: np.ndarray = low | (high << 4)
     return packed
-
-
-def blocks(weight_OI: np.ndarray, num_blocks: int) -> np.ndarray:
-    """Return a view [O, G, I / G]."""
-    return weight_OI.reshape(len(weight_OI), num_blocks, -1)

@@ -94,7 +94,7 @@ class InputObserver:
         """Add a batch of inputs [B, S, I], or of pooled features [B, I], of a linear."""
         # Per token first: copies of what the pooler's widest linear gives would be gigabytes.
         largest = torch.maximum(y.amax(-1), -y.amin(-1))
-        weights_N1 = torch.ones(len(x), 1)
+        weights_N1 = torch.ones(len(x), 1, device=x.device)
         if x.dim() == self.token_weights_BS1.dim():
             weights_BS1 = _alike(self.token_weights_BS1 > 0)
             if name.endswith(_ADD_TO_STATES):

@@ -64,6 +64,8 @@ class ExportRecipe:
     calibration: str | None = None
     calibration_texts: int = 256
     calibration_tokens: int = 128
+    device: str = "cpu"
+    """Where calibration computes, by torch's name; last digits differ between devices."""
     ranges: str | None = None
     """An artifact whose calibrated ranges are used again, without texts."""
     seed: int = 0
@@ -149,6 +151,7 @@ class ExportRecipe:
             "calibration": Path(self.calibration).name if self.calibration else "built-in",
             "calibration_texts": self.calibration_texts,
             "calibration_tokens": self.calibration_tokens,
+            "device": self.device,
         }
 
 
@@ -202,6 +205,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "out": (str, "a path"),
     "calibration": (str, "the path of a JSONL file"),
     "ranges": (str, "the folder of a calibrated artifact"),
+    "device": (str, "a device of torch, as cuda or cuda:1"),
     "rotate": (bool, "true or false"),
     "fp8_attention": (bool, "true or false"),
     "keep_share": (float, "a share from 0 to below 1, as 0.1"),

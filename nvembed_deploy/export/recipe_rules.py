@@ -20,6 +20,7 @@ _QUANTIZED_KEYS = {
     "calibration",
     "calibration_texts",
     "calibration_tokens",
+    "device",
     "ranges",
     "seed",
 }
@@ -50,7 +51,7 @@ def settle(clean: dict[str, Any]) -> list[str]:
         mistakes += _contradictions_of_ranges(clean)
     if clean.get("fp8_rank"):
         mistakes += _contradictions_of_rank(scheme, clean)
-    return mistakes + _contradictions_of_inputs(scheme, clean)
+    return mistakes + _contradictions_of_inputs(scheme, clean) + _contradictions_of_device(clean)
 
 
 def _contradictions_of_inputs(scheme: str, clean: dict[str, Any]) -> list[str]:
@@ -67,6 +68,11 @@ def _contradictions_of_inputs(scheme: str, clean: dict[str, Any]) -> list[str]:
     if clean.get("activations") is Activations.STATIC:
         mistakes.append(_uncalibrated("static activations"))
     return mistakes
+
+
+def _contradictions_of_device(clean: dict[str, Any]) -> list[str]:
+    sees_texts = clean.get("rounding") is not Rounding.NEAREST or clean.get("keep_share")
+    return [_uncalibrated("device")] if "device" in clean and not sees_texts else []
 
 
 def _contradictions_of_attention(scheme: str, clean: dict[str, Any]) -> list[str]:

@@ -31,12 +31,13 @@ def find_uneven(
     formats: Formats,
     batches: Sequence[Batch],
     on_block: Callable[[], None] = lambda: None,
+    device: torch.device | None = None,
 ) -> tuple[str, ...]:
     """Return the linears, of those that `formats` gives a range per token, that need one.
 
     One block is in memory, and the states of the texts used.
     """
-    blocks, uneven = Blocks(linears, formats, few_of(batches)), []
+    blocks, uneven = Blocks(linears, formats, few_of(batches), device), []
     states = blocks.embed()
     for index in range(blocks.spec.backbone.num_layers):
         layer = blocks.layer(index)

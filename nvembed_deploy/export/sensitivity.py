@@ -62,6 +62,7 @@ def measure_harm(
     formats: Formats,
     batches: Sequence[Batch],
     on_block: Callable[[], None] = lambda: None,
+    device: torch.device | None = None,
 ) -> list[Harm]:
     """Return the harm of each group that `formats` rounds, in the order of the model.
 
@@ -72,8 +73,8 @@ def measure_harm(
     """
     few = few_of(batches)
     with TemporaryDirectory() as folder:
-        paths = _save_inputs(Blocks(linears, Formats(), few), Path(folder))
-        return _measure_blocks(Blocks(linears, formats, few), paths, on_block)
+        paths = _save_inputs(Blocks(linears, Formats(), few, device), Path(folder))
+        return _measure_blocks(Blocks(linears, formats, few, device), paths, on_block)
 
 
 @torch.no_grad()
@@ -82,7 +83,7 @@ def _save_inputs(blocks: Blocks, folder: Path) -> list[Path]:
     paths, states = [], blocks.embed()
     for index in range(blocks.spec.backbone.num_layers + 1):
         paths.append(folder / f"{index}.pt")
-        torch.save(states, paths[-1])
+        torch.save([hidden.cpu() for hidden in states], paths[-1])
         if index < blocks.spec.backbone.num_layers:
             states = list(blocks.through(blocks.layer(index), states))
     return paths
@@ -90,28 +91,28 @@ def _save_inputs(blocks: Blocks, folder: Path) -> list[Path]:
 
 def _measure_blocks(blocks: Blocks, paths: list[Path], on_block: Callable[[], None]) -> list[Harm]:
     """Go backward from the embeddings; the states before each block are at its path."""
-    states = _take_leaves(paths.pop())
+    states = _take_leaves(paths.pop(), blocks.device)
     harms = _measure(blocks.pooler(), partial(_along_random, blocks, states))
     on_block()
     for index in reversed(range(len(paths))):
-        after, states = states, _take_leaves(paths.pop())
+        after, states = states, _take_leaves(paths.pop(), blocks.device)
         run = partial(_along_gradients, blocks, states, after)
         harms = _measure(blocks.layer(index), run) + harms
         on_block()
     return harms
 
 
-def _take_leaves(path: Path) -> States:
+def _take_leaves(path: Path, device: torch.device) -> States:
     states: States = torch.load(path)
     path.unlink()
-    return [hidden.requires_grad_() for hidden in states]
+    return [hidden.to(device).requires_grad_() for hidden in states]
 
 
 def _along_random(blocks: Blocks, states: States, pooler: nn.Module) -> Iterator[torch.Tensor]:
     """Yield, of each batch, the sum of how far unit embeddings reach in random directions."""
     generator = torch.Generator().manual_seed(_SEED)
     for embedding_BD in blocks.pool(pooler, blocks.normed(states)):
-        direction_BD = torch.randn(embedding_BD.shape, generator=generator)
+        direction_BD = torch.randn(embedding_BD.shape, generator=generator).to(embedding_BD.device)
         yield (functional.normalize(embedding_BD, dim=-1) * direction_BD).sum()
 
 
@@ -149,7 +150,8 @@ class _Rounded:
         """Return x [.., I] through it, [.., O]."""
         if self.form.activations is Activations.ROW:
             x = round_rows(x, self.form)
-        return functional.linear(x, torch.from_numpy(self.quantized.dequantize()), self.bias_O)
+        weight_OI = torch.from_numpy(self.quantized.dequantize()).to(x.device)
+        return functional.linear(x, weight_OI, self.bias_O)
 
 
 class _Watch:
@@ -160,7 +162,7 @@ class _Watch:
         self._rounded: dict[str, _Rounded] = {}
         for linear in linears:
             if linear.form is not None:
-                quantized = round_nearest(linear.weight_OI.numpy(), linear.form)
+                quantized = round_nearest(linear.weight_OI, linear.form)
                 self._rounded[linear.name] = _Rounded(linear.form, quantized, linear.bias)
                 self._groups.setdefault(first_of(linear.name), []).append(linear)
                 linear.form, linear.observer = None, self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from nvembed_deploy.errors import HardwareError
+from nvembed_deploy.model.device import find_device
 from nvembed_deploy.runtimes.protocol import RuntimeOptions
 from nvembed_deploy.spec import Precision
 
@@ -24,16 +25,7 @@ def torch_device(options: RuntimeOptions) -> torch.device:
     """
     if options.device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(options.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise HardwareError(
-            f"torch cannot use device {options.device!r}: {reason}",
-            "use device='cpu', or a torch build and driver for that device",
-        ) from error
-    return device
+    return find_device(options.device)
 
 
 def torch_dtype(options: RuntimeOptions, stored: Precision, device: torch.device) -> torch.dtype:

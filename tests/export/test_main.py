@@ -81,7 +81,7 @@ def test_the_plan_is_readable(export: Callable[..., SimpleNamespace], tmp_path: 
     dry = export("--dry-run")
     for said in ("3 layers", "fp16, opset 23, folded pooler", "model.onnx_data", "peak memory"):
         assert said in dry.out
-    assert dry.out.endswith("to check\nnothing was written (--dry-run)\n")
+    assert dry.out.endswith("to check on two cores\nnothing was written (--dry-run)\n")
     assert list(tmp_path.iterdir()) == []
 
 

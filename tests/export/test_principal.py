@@ -109,17 +109,17 @@ def test_rounding_directions_twice_harms_less() -> None:
     basis_IK = find_basis(energy_of(x_NI), RANK)
     wide_OJ = widen_weight(WEIGHT, basis_IK)
     rest_OI, along_OK = wide_OJ.split([160, RANK], 1)
-    scale_O1 = find_scales(wide_OJ.numpy(), form)
+    scale_O1 = find_scales(wide_OJ, form)
     codes_OJ = np.concatenate(
         [
-            to_codes(rest_OI / torch.from_numpy(scale_O1), Code.FP8),
+            to_codes(rest_OI / scale_O1, Code.FP8),
             paired_codes(along_OK, scale_O1),
         ],
         1,
     )
     exact_NO = x_NI @ WEIGHT.T
-    plain = torch.from_numpy(round_nearest(WEIGHT.numpy(), form).dequantize())
-    wide = torch.from_numpy(Quantized(codes_OJ, scale_O1).dequantize())
+    plain = torch.from_numpy(round_nearest(WEIGHT, form).dequantize())
+    wide = torch.from_numpy(Quantized(codes_OJ, scale_O1.numpy()).dequantize())
     errors = [
         float((rows @ weight.T - exact_NO).norm() / exact_NO.norm())
         for rows, weight in (

@@ -20,13 +20,14 @@ from nvembed_deploy.export.quantized import pack_int4
 from tests import factories
 
 WEIGHT = factories.values("weight", (24, 64)) * np.linspace(0.01, 3, 24, dtype=np.float32)[:, None]
+GIVEN = torch.from_numpy(WEIGHT)
 BOUNDS = {Code.INT8: 1 / 254, Code.FP8: 1 / 16, Code.INT4: 1 / 14}
 """Half a step, as a fraction of the row's largest value (integers) or of the value (FP8)."""
 
 
 @pytest.mark.parametrize("code", [Code.INT8, Code.FP8])
 def test_no_weight_moves_more_than_half_a_step(code: Code) -> None:
-    quantized = round_nearest(WEIGHT, LinearFormat(code, Activations.FLOAT))
+    quantized = round_nearest(GIVEN, LinearFormat(code, Activations.FLOAT))
     error = np.abs(quantized.dequantize() - WEIGHT)
     largest = np.abs(WEIGHT).max(1, keepdims=True)
     assert (error <= BOUNDS[code] * largest * 1.01).all()
@@ -37,7 +38,7 @@ def test_no_weight_moves_more_than_half_a_step(code: Code) -> None:
 def test_codes_stay_in_a_symmetric_range_and_scales_are_float16(
     code: Code, block: int | None
 ) -> None:
-    quantized = round_nearest(WEIGHT, LinearFormat(code, Activations.FLOAT, block))
+    quantized = round_nearest(GIVEN, LinearFormat(code, Activations.FLOAT, block))
     assert np.abs(quantized.codes_OI.astype(np.float32)).max() <= code.greatest
     assert quantized.scale_OG.shape == (24, 1 if block is None else 4)
     np.testing.assert_array_equal(quantized.scale_OG, quantized.scale_OG.astype(np.float16))
@@ -46,7 +47,7 @@ def test_codes_stay_in_a_symmetric_range_and_scales_are_float16(
 def test_smaller_blocks_round_finer() -> None:
     errors = [
         np.square(
-            round_nearest(WEIGHT, LinearFormat(Code.INT4, Activations.FLOAT, block)).dequantize()
+            round_nearest(GIVEN, LinearFormat(Code.INT4, Activations.FLOAT, block)).dequantize()
             - WEIGHT
         ).sum()
         for block in (None, 32, 16)
@@ -58,13 +59,13 @@ def test_the_searched_scale_is_no_worse_than_the_full_range() -> None:
     form = LinearFormat(Code.INT4, Activations.FLOAT)
     full_O1 = (np.abs(WEIGHT).max(1, keepdims=True) / 7).astype(np.float16).astype(np.float32)
     naive = np.square(np.clip(np.rint(WEIGHT / full_O1), -7, 7) * full_O1 - WEIGHT).sum(1)
-    got = np.square(round_nearest(WEIGHT, form).dequantize() - WEIGHT).sum(1)
+    got = np.square(round_nearest(GIVEN, form).dequantize() - WEIGHT).sum(1)
     assert (got <= naive * 1.0001).all()
     assert got.sum() < naive.sum()
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
-    weight = np.zeros((2, 32), np.float32)
+    weight = torch.zeros(2, 32)
     weight[1] = 1
     for code in Code:
         got = round_nearest(weight, LinearFormat(code, Activations.FLOAT)).dequantize()
@@ -74,8 +75,10 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 def test_quantising_twice_changes_nothing() -> None:
     form = LinearFormat(Code.INT8, Activations.FLOAT)
-    once = round_nearest(WEIGHT, form).dequantize()
-    np.testing.assert_allclose(round_nearest(once, form).dequantize(), once, rtol=2e-3, atol=1e-6)
+    once = round_nearest(GIVEN, form).dequantize()
+    np.testing.assert_allclose(
+        round_nearest(torch.from_numpy(once), form).dequantize(), once, rtol=2e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("code", list(Code))
@@ -92,7 +95,9 @@ def test_a_long_row_is_not_clipped_for_its_many() -> None:
     """One weight of 5,000 is large: the sample that decides must hold it wherever it is."""
     weight_OI = factories.values("long", (4, 5000)) * 0.02
     weight_OI[np.arange(4), [1, 4999, 2500, 3]] = 3
-    quantized = round_nearest(weight_OI, LinearFormat(Code.FP8, Activations.FLOAT))
+    quantized = round_nearest(
+        torch.from_numpy(weight_OI), LinearFormat(Code.FP8, Activations.FLOAT)
+    )
     assert np.abs(quantized.dequantize()).max(1) == pytest.approx(3, rel=0.04)
 
 
@@ -146,9 +151,9 @@ class TestFormats:
 
 def test_scales_of_blocks_are_those_of_the_blocks_alone() -> None:
     form = LinearFormat(Code.INT4, Activations.FLOAT, block=16)
-    scale_OG = find_scales(WEIGHT, form)
+    scale_OG = find_scales(GIVEN, form)
     for block in range(4):
-        part = WEIGHT[:, block * 16 : block * 16 + 16]
+        part = GIVEN[:, block * 16 : block * 16 + 16]
         alone = find_scales(part, LinearFormat(Code.INT4, Activations.FLOAT))
         np.testing.assert_array_equal(scale_OG[:, block : block + 1], alone)
 
@@ -158,6 +163,6 @@ def test_scales_do_not_depend_on_how_many_rows_are_looked_at_together(
     monkeypatch: pytest.MonkeyPatch, code: Code
 ) -> None:
     form = LinearFormat(code, Activations.FLOAT)
-    together = find_scales(WEIGHT, form)
+    together = find_scales(GIVEN, form)
     monkeypatch.setattr("nvembed_deploy.export.quantize._ROWS", 5)
-    np.testing.assert_array_equal(find_scales(WEIGHT, form), together)
+    np.testing.assert_array_equal(find_scales(GIVEN, form), together)

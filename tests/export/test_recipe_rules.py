@@ -44,6 +44,15 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"precision": "int4-weight", "per_token": ["*"]},
         "per_token with precision int4-weight",
     ),
+    "a device for nothing": ({"device": "cuda"}, "device without a precision"),
+    "a device without texts": (
+        {"precision": "int8", "device": "cuda", "rounding": "nearest"},
+        "device without calibration",
+    ),
+    "a device for ranges": (
+        {"precision": "int8", "device": "cuda", "ranges": "artifact"},
+        "device without calibration",
+    ),
     "int4 of an older opset": ({"precision": "int4-weight", "opset": 20}, "INT4 needs opset 23"),
     "the faithful pooler": ({"precision": "int8", "pooler": "faithful"}, "which is for audits"),
     "the CPU's kernels in an engine": (

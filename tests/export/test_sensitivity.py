@@ -112,7 +112,7 @@ def only(block: nn.Module, names: tuple[str, ...]) -> nn.Module:
         if linear.name not in names:
             linear.form = None
         elif linear.form is not None:
-            linear.take(round_nearest(linear.weight_OI.numpy(), linear.form))
+            linear.take(round_nearest(linear.weight_OI, linear.form))
     return block
 
 

@@ -127,6 +127,21 @@ def test_an_fp8_artifact_on_the_gpu_is_near_its_graph(tmp_path: Path) -> None:
 
 
 @needs_torch_cuda
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int8-weight"])
+def test_an_export_calibrated_on_the_gpu_is_as_near(tmp_path: Path, precision: str) -> None:
+    checkpoint, rows = write_released(tmp_path / "checkpoint", FUSABLE), []
+    for device in ("cpu", GPU):
+        recipe = load_recipe(None, {"precision": precision, "device": device})
+        run_export(plan_export(checkpoint, recipe), tmp_path / device)
+        with load_encoder(tmp_path / device, "onnx", device="cpu") as encoder:
+            rows.append(encoder.encode(TEXTS, instruction=INSTRUCTION))
+    with load_encoder(checkpoint, "torch", device="cpu") as encoder:
+        exact = encoder.encode(TEXTS, instruction=INSTRUCTION)
+    here, there = (1 - (row * exact).sum(1) for row in rows)
+    assert there.mean() < 1.5 * here.mean()
+
+
+@needs_torch_cuda
 def test_compiled_kernels_give_the_rows_of_plain_ones(tiny_artifact: Path) -> None:
     rows = []
     for compiles in (False, True):

@@ -43,9 +43,7 @@ def test_its_weight_is_as_good_as_an_exported_graphs():
     weight_OI = torch.randn(32, 64) * torch.logspace(-3, 3, 32)[:, None]
     linear = Fp8Linear.of(weight_OI, None, Kernels())
     ours_OI = linear.codes_OI.float() * linear.scale_O[:, None]
-    exported_OI = torch.from_numpy(
-        round_nearest(weight_OI.numpy(), SCHEMES["fp8"].linear).dequantize()
-    )
+    exported_OI = torch.from_numpy(round_nearest(weight_OI, SCHEMES["fp8"].linear).dequantize())
     error_O, exported_O = (
         (x - weight_OI).norm(dim=1) / weight_OI.norm(dim=1) for x in (ours_OI, exported_OI)
     )
@@ -110,11 +108,10 @@ def wide_linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, rank: int) -> WideL
     basis_IK = find_basis(x_TI.T @ x_TI, rank)
     wide_OJ = widen_weight(weight_OI, basis_IK)
     rest_OI, along_OK = wide_OJ.split(basis_IK.shape, 1)
-    scale_O1 = find_scales(wide_OJ.numpy(), SCHEMES["fp8"].linear)
-    rest = to_codes(rest_OI / torch.from_numpy(scale_O1), Code.FP8)
+    scale_O1 = find_scales(wide_OJ, SCHEMES["fp8"].linear)
+    rest = to_codes(rest_OI / scale_O1, Code.FP8)
     codes_OJ = np.concatenate([rest, paired_codes(along_OK, scale_O1)], 1).view(np.uint8)
-    scale_O = torch.from_numpy(scale_O1[:, 0])
-    coded = Fp8Linear(torch.from_numpy(codes_OJ).view(FP8), scale_O, Kernels())
+    coded = Fp8Linear(torch.from_numpy(codes_OJ).view(FP8), scale_O1[:, 0], Kernels())
     return WideLinear(coded, basis_IK)
 
 
