@@ -65,6 +65,7 @@ NEEDS = {
     "nvembed_deploy.model.nvembed": "torch",
     "nvembed_deploy.model.packed.attention": "torch",
     "nvembed_deploy.model.packed.batch": "torch",
+    "nvembed_deploy.model.packed.fp8_product": "torch",
     "nvembed_deploy.model.packed.kernels": "torch",
     "nvembed_deploy.model.packed.layer": "torch",
     "nvembed_deploy.model.packed.linear": "torch",

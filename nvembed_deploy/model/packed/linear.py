@@ -11,12 +11,11 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from nvembed_deploy.model.packed.fp8_product import scaled_product
 from nvembed_deploy.model.packed.kernels import FP8, Input, Kernels, Rounded
 
 FP8_MULTIPLE = 16
 """What torch's FP8 product wants sizes to be multiples of (torch/_meta_registrations.py)."""
-NO_ROW_SCALES: set[tuple[int, int, int]] = set()
-"""Shapes whose product with a scale for each row was refused on this machine."""
 
 
 class Linear(Protocol):
@@ -94,43 +93,6 @@ class Fp8Linear:
             product_TO = rounded.codes.float() @ self.codes_OI.t().float()
             product_TO = (product_TO * rounded.scale * self.scale_O).to(self.dtype)
         return product_TO if self.bias_O is None else product_TO + self.bias_O
-
-
-def scaled_product(
-    x: Rounded, codes_OI: torch.Tensor, scale_O: torch.Tensor, out: torch.dtype
-) -> torch.Tensor:
-    """Return the FP8 product [T, O], scaled by row and column, in the format `out`.
-
-    Not every cuBLAS takes every shape with a scale for each row: few rows of many inputs are
-    refused on an H100 (pytorch/ao issue 4582), and on an SM 12.0 all are (pytorch issue 192707).
-    Such a shape is multiplied without scales, which follow in float32: the same numbers.
-    """
-    weight_IO = codes_OI.t()
-    shape = (len(x.codes), *weight_IO.shape)
-    if shape not in NO_ROW_SCALES:
-        try:
-            return torch._scaled_mm(
-                x.codes,
-                weight_IO,
-                scale_a=x.scale,
-                scale_b=scale_O[None],
-                out_dtype=out,
-                use_fast_accum=True,
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            NO_ROW_SCALES.add(shape)
-    one = torch.ones((), device=codes_OI.device)
-    product_TO = torch._scaled_mm(
-        x.codes,
-        weight_IO,
-        scale_a=one,
-        scale_b=one,
-        out_dtype=torch.float32,
-        use_fast_accum=True,
-    )
-    return (product_TO * x.scale * scale_O).to(out)
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from nvembed_deploy.export.formats import SCHEMES, Code
 from nvembed_deploy.export.principal import find_basis, paired_codes, round_wide, widen_weight
 from nvembed_deploy.export.quantize import find_scales, round_nearest, to_codes
-from nvembed_deploy.model.packed import linear as linear_module
 from nvembed_deploy.model.packed.kernels import FP8, SMALLEST_ROW, Kernels, to_fp8_rows
-from nvembed_deploy.model.packed.linear import (
-    DenseLinear,
-    Fp8Linear,
-    WideLinear,
-    scaled_product,
-)
+from nvembed_deploy.model.packed.linear import DenseLinear, Fp8Linear, WideLinear
 
 
 def test_fp8_is_near_dense_and_coarser():
@@ -48,52 +41,6 @@ def test_its_weight_is_as_good_as_an_exported_graphs():
         (x - weight_OI).norm(dim=1) / weight_OI.norm(dim=1) for x in (ours_OI, exported_OI)
     )
     assert (error_O < 1.35 * exported_O).all()  # measured up to 1.22: an export searches its range
-
-
-class TensorCores:
-    """torch._scaled_mm as a GPU has it: of fewer rows than `least` none may have a scale."""
-
-    def __init__(self, least: int) -> None:
-        self.least, self.calls = least, 0
-
-    def __call__(self, left_TI, right_IO, *, out_dtype, **options) -> torch.Tensor:
-        self.calls += 1
-        assert options["use_fast_accum"]
-        scale_a, scale_b = options["scale_a"], options["scale_b"]
-        assert left_TI.dtype == right_IO.dtype == FP8
-        assert left_TI.is_contiguous()
-        assert right_IO.t().is_contiguous()
-        if scale_a.numel() > 1 and len(left_TI) < self.least:
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED")
-        return ((left_TI.float() @ right_IO.float()) * scale_a * scale_b).to(out_dtype)
-
-
-@pytest.mark.parametrize("out", [torch.bfloat16, torch.float16, torch.float32])
-def test_a_shape_that_takes_no_row_scales_gives_the_same_and_is_asked_once(monkeypatch, out):
-    torch.manual_seed(0)
-    x, (codes_OI, scale_O1) = to_fp8_rows(30 * torch.randn(7, 64)), to_fp8_rows(torch.randn(32, 64))
-    products, calls = [], []
-    for least in (0, 257):
-        monkeypatch.setattr(linear_module, "NO_ROW_SCALES", set())
-        monkeypatch.setattr(torch, "_scaled_mm", cores := TensorCores(least))
-        products += [scaled_product(x, codes_OI, scale_O1[:, 0], out) for _ in range(2)]
-        calls.append(cores.calls)
-    assert calls == [2, 3]
-    for product in products:
-        assert product.dtype is out
-        torch.testing.assert_close(product, products[0])
-
-
-def test_no_memory_is_no_refused_shape(monkeypatch):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(linear_module, "NO_ROW_SCALES", set())
-    monkeypatch.setattr(torch, "_scaled_mm", full)
-    x = to_fp8_rows(torch.randn(7, 64))
-    with pytest.raises(torch.OutOfMemoryError):
-        scaled_product(x, x.codes, x.scale[:, 0], torch.bfloat16)
-    assert not linear_module.NO_ROW_SCALES
 
 
 def test_a_rounded_input_gives_what_rounding_it_here_gives():
