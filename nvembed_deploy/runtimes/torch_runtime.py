@@ -86,5 +86,6 @@ def _open(
     dtype = torch_dtype(options, stored, device)
     model = PackedModel.load(spec, Loader(read, dtype, device, kernels, options.fp8, codes))
     # Elsewhere attention cuts texts by lengths on the host, which a recording would freeze.
-    graphs = options.cuda_graphs if reads_cuts(device, dtype) else 0
+    is_replayable = reads_cuts(device, dtype, spec.backbone.head_width)
+    graphs = options.cuda_graphs if is_replayable else 0
     return PackedRuntime(model, graphs=graphs)

@@ -7,18 +7,31 @@ tokens, R rows that ask, H heads, G key-value heads, K head width.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch.nn import functional
 
 from nvembed_deploy.model.packed.batch import Segments, runs
 
-_WIDEST_HEAD = 256
-"""Of torch's flash attention."""
+_WIDEST_HEAD, _HEAD_MULTIPLE, _FIRST_CAPABILITY = 256, 8, (8, 0)
+"""Of torch's flash attention (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp)."""
 
 
-def reads_cuts(device: torch.device, dtype: torch.dtype) -> bool:
+def reads_cuts(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Say whether texts' boundaries are read on the device, as replaying other texts needs."""
-    return device.type == "cuda" and dtype in {torch.float16, torch.bfloat16}
+    return (
+        device.type == "cuda"
+        and dtype in {torch.float16, torch.bfloat16}
+        and head_width <= _WIDEST_HEAD
+        and head_width % _HEAD_MULTIPLE == 0
+        and _capability(device) >= _FIRST_CAPABILITY
+    )
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def attend(  # noqa: PLR0913 - three tensors and where their texts are
@@ -34,8 +47,7 @@ def attend(  # noqa: PLR0913 - three tensors and where their texts are
 
     `is_causal` asks for as many queries as keys, and drops what is right of each.
     """
-    is_narrow = query_RHK.shape[-1] <= _WIDEST_HEAD
-    is_flash = is_narrow and reads_cuts(query_RHK.device, query_RHK.dtype)
+    is_flash = reads_cuts(query_RHK.device, query_RHK.dtype, query_RHK.shape[-1])
     kernel = _flash if is_flash else _by_runs
     return kernel(query_RHK, key_TGK, value_TGK, queries, keys, is_causal)
 

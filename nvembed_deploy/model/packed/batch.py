@@ -92,6 +92,13 @@ class PackedBatch:
         member_BR = (self.text_R == texts_B1).float()
         return member_BR / member_BR.sum(1, keepdim=True).clamp(min=1)
 
+    def only_texts(self, states_RD: torch.Tensor) -> torch.Tensor:
+        """Return the rows, zeros where they are of no text.
+
+        Of filling that overflowed, 0 * inf would be no number in every text's mean.
+        """
+        return torch.where(self.text_R[:, None] >= 0, states_RD, 0.0)
+
 
 def pack(batch: Batch, pooling: Pooling) -> PackedBatch:
     """Lay the texts of a padded batch one after another.

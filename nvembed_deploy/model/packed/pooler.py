@@ -29,7 +29,7 @@ class Pooler(Protocol):
 
 def mean(states_RD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """Return each text's mean; of `Pooling.EOS` the one row there is."""
-    return batch.average() @ states_RD.float()
+    return batch.average() @ batch.only_texts(states_RD.float())
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class AttentionPooler:
 
     def __call__(self, states_RD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Return pooled_BD."""
+        states_RD = batch.only_texts(states_RD)
         mixed_RD = self.attention(self._normal(states_RD, self.query_norm), batch)
         states_RD = states_RD + mixed_RD
         gated_RF = self.kernels.gelu_gate(self.feed_up(self._normal(states_RD, self.feed_norm)))

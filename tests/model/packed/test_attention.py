@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nvembed_deploy.model.packed import attention
 from nvembed_deploy.model.packed.attention import _flash, attend, reads_cuts
 from nvembed_deploy.model.packed.batch import Segments
 
@@ -55,8 +56,23 @@ def test_the_gpus_operator_takes_what_it_is_given(causal):
     assert mixed.dtype is torch.bfloat16
 
 
-def test_only_the_gpus_kernel_in_16_bit_reads_boundaries_on_the_device():
-    gpu, host = torch.device("cuda:1"), torch.device("cpu")
-    for dtype, is_read in ((torch.float16, True), (torch.bfloat16, True), (torch.float32, False)):
-        assert reads_cuts(gpu, dtype) is is_read
-        assert not reads_cuts(host, dtype)
+@pytest.mark.parametrize(
+    ("dtype", "head_width", "capability", "is_read"),
+    [
+        (torch.float16, 128, (8, 0), True),
+        (torch.bfloat16, 256, (12, 0), True),
+        (torch.float32, 128, (9, 0), False),
+        (torch.float16, 264, (9, 0), False),  # wider than the kernel
+        (torch.float16, 100, (9, 0), False),  # not a multiple of 8
+        (torch.float16, 128, (7, 5), False),  # a T4
+    ],
+)
+def test_only_the_gpus_kernel_reads_boundaries_on_the_device(
+    monkeypatch, dtype, head_width, capability, is_read
+):
+    """Where another kernel runs, a recording would freeze the lengths of its texts."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    attention._capability.cache_clear()
+    assert reads_cuts(torch.device("cuda:1"), dtype, head_width) is is_read
+    assert not reads_cuts(torch.device("cpu"), dtype, head_width)
+    attention._capability.cache_clear()

@@ -137,6 +137,14 @@ def test_filling_a_batch_up_changes_nothing(pooling, num_tokens, num_texts):
     assert not wide_BD[batch.num_texts :].any()
 
 
+@pytest.mark.parametrize("pooling", [Pooling.LATENT, Pooling.MEAN])
+def test_filling_that_overflows_is_in_no_mean(pooling):
+    model = packed_model(weights_of(with_pooling(pooling)))
+    model.embedding_VD[0] = torch.inf  # what batches are filled up with
+    wide_BD = model(widen(model.pack(texts()), 128, 8))
+    assert wide_BD.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("options", "loss"),
     [({"dtype": torch.float16}, 1e-5), ({"dtype": torch.bfloat16}, 3e-4), ({"is_fp8": True}, 2e-2)],
