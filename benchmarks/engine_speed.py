@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ LENGTHS = (5, 17, 40, 64, 100, 128, 250, 400, 512, 700, 1024, 2000)
 _PACKAGES = ("tensorrt", "tensorrt-rtx-cu13", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
 _FIRST_ID = 3
 """Ids below are BOS, EOS and unknown."""
-_WARM_UP = 4
-"""Runs that are not timed; the third replays a recorded CUDA graph."""
+_WARM_UP_RUNS, _WARM_UP_SECONDS = 4, (3.0, 30.0)
+"""Not timed: the third run replays a recorded CUDA graph, and TensorRT for RTX goes on compiling
+kernels for the shape that it meets, so that speed has to settle; least and most."""
+_SETTLED = 0.97
 
 
 def main() -> int:
@@ -137,13 +139,8 @@ def shapes_for(encoder: Encoder) -> Iterator[tuple[int, int]]:
 def time_shape(encoder: Encoder, shape: tuple[int, int], repeats: int) -> dict[str, float]:
     """Return latency and throughput of one batch shape, host to host."""
     batch = random_batch(encoder, [shape[1]] * shape[0], seed=1)
-    for _ in range(_WARM_UP):
-        encoder.runtime.embed(batch)
-    seconds = np.empty(repeats)
-    for index in range(repeats):
-        started = time.perf_counter()
-        encoder.runtime.embed(batch)
-        seconds[index] = time.perf_counter() - started
+    warm_up(lambda: encoder.runtime.embed(batch))
+    seconds = timed(lambda: encoder.runtime.embed(batch), repeats)
     p50, p90, p99 = (1000 * np.percentile(seconds, part) for part in (50, 90, 99))
     return {
         "texts": shape[0],
@@ -154,6 +151,28 @@ def time_shape(encoder: Encoder, shape: tuple[int, int], repeats: int) -> dict[s
         "texts_per_second": round(shape[0] / (p50 / 1000), 1),
         "tokens_per_second": round(shape[0] * shape[1] / (p50 / 1000)),
     }
+
+
+def warm_up(run: Callable[[], object]) -> None:
+    """Run until it gets no faster."""
+    least, most = _WARM_UP_SECONDS
+    started, last = time.monotonic(), float("inf")
+    while True:
+        median = float(np.median(timed(run, _WARM_UP_RUNS)))
+        taken = time.monotonic() - started
+        if (taken > least and median > _SETTLED * last) or taken > most:
+            return
+        last = median
+
+
+def timed(run: Callable[[], object], repeats: int) -> NDArray[np.float64]:
+    """Return the seconds of each run."""
+    seconds = np.empty(repeats)
+    for index in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds[index] = time.perf_counter() - started
+    return seconds
 
 
 def gpu_memory_mib() -> int | None:

@@ -29,82 +29,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.random_codes import RandomCodes
-from benchmarks.random_tensor import RandomTensor
+from benchmarks.random_model import TINY, RandomModel
 from nvembed_deploy.bench.competitors.plain_forward import PerTextLatentPooler
 from nvembed_deploy.bench.flops import model_flops
 from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
-from nvembed_deploy.model.names import expected_shapes
-from nvembed_deploy.model.nvembed import NVEmbed, load_model
-from nvembed_deploy.model.packed.attention import reads_cuts
-from nvembed_deploy.model.packed.kernels import Kernels
-from nvembed_deploy.model.packed.linear import NO_ROW_SCALES
-from nvembed_deploy.model.packed.loader import Loader
-from nvembed_deploy.model.packed.model import PackedModel
-from nvembed_deploy.model.packed.reader import checkpoint_reader, no_codes
-from nvembed_deploy.model.weights import Weights
+from nvembed_deploy.model.nvembed import NVEmbed
+from nvembed_deploy.model.packed.fp8_product import NO_ROW_SCALES
 from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
-from nvembed_deploy.runtimes.packed_runtime import PackedRuntime
-from nvembed_deploy.runtimes.protocol import RuntimeOptions
 from nvembed_deploy.runtimes.reference_runtime import ReferenceRuntime
-from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerForm, PoolerSpec, TextSpec
-from nvembed_deploy.text import Batch, Tokens, collate
+from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.text import Batch
 
 COMPARED = (3, 17, 40, 64, 100, 128, 250, 400, 512, 1000)
 """Tokens of the texts whose rows are compared."""
 CARD_BATCH = 32
 CARD = "model card, fp16"
 SIDES = (
+    "packed, bf16, compiled",
+    "packed, fp8, compiled",
+    "packed, fp8 artifact, compiled",
     CARD,
     "packed, bf16",
-    "packed, bf16, compiled",
     "packed, fp8",
-    "packed, fp8, compiled",
     "packed, fp8 artifact",
-    "packed, fp8 artifact, compiled",
 )
+"""The most wanted first: each loads the model anew, a minute or so, and time may end."""
 _LEAST_RUNS = 3
-TINY = ModelSpec(
-    backbone=BackboneSpec(320, 64, 2, 4, 2, 16, 96, max_positions=8192),
-    pooler=PoolerSpec(num_latents=16, num_heads=2, head_width=64, feed_width=256),
-    text=TextSpec(bos_id=1, eos_id=2, pad_id=2),
-)
 Embed = Callable[[Batch], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is measured, and where."""
+class Run(RandomModel):
+    """What is measured, and for how long."""
 
-    spec: ModelSpec
-    device: torch.device
     seconds: float
-
-    @property
-    def weights(self) -> Weights:
-        """The random checkpoint."""
-        shapes = expected_shapes(self.spec)
-        return Weights(self.spec, {name: RandomTensor(name, s) for name, s in shapes.items()})
-
-    def packed(self, name: str) -> PackedRuntime:
-        """Load the packed model as the side of this name has it."""
-        kernels = Kernels.compiled() if "compiled" in name else Kernels()
-        read, dtype = checkpoint_reader(self.weights), torch.bfloat16
-        codes = RandomCodes.of_default_export(read) if "artifact" in name else no_codes
-        loader = Loader(read, dtype, self.device, kernels, "fp8" in name, codes)
-        graphs = RuntimeOptions().cuda_graphs if reads_cuts(self.device, dtype) else 0
-        return PackedRuntime(PackedModel.load(self.spec, loader), graphs=graphs)
-
-    def model(self, dtype: torch.dtype) -> NVEmbed:
-        """Load the padded model, as trained."""
-        return load_model(self.weights, PoolerForm.FAITHFUL, dtype, self.device)
-
-    def batch(self, lengths: Sequence[int]) -> Batch:
-        """Return texts of random ids; a fifth of each is an instruction."""
-        rng = np.random.default_rng(sum(lengths))
-        vocabulary = self.spec.backbone.vocab_size
-        tokens = [Tokens(rng.integers(3, vocabulary, n), num_masked=n // 5) for n in lengths]
-        return collate(tokens, self.spec.text.pad_id)
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
@@ -132,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--tiny", action="store_true", help="a model of 64 hidden values")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each figure (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each figure (%(default)s)")
     parser.add_argument("--only", action="append", choices=SIDES, help="a side (repeat)")
     parser.add_argument("--json", type=Path, help="written anew after each side")
     args = parser.parse_args(argv)
@@ -140,8 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     layers = 2 if args.tiny else args.layers
     spec = replace(base, backbone=replace(base.backbone, num_layers=layers))
     run = Run(spec, torch.device(args.device), args.seconds)
-    result = {**about(run), "limits": limits(run), "sides": {}}
-    for name, found in measure(run, args.only or SIDES):
+    reference, expected = reference_rows(run)
+    result = {**about(run), "reference": reference, "limits": limits(run), "sides": {}}
+    for name, found in measure(run, args.only or SIDES, expected):
         result["sides"][name] = found
         result["fp8_shapes_without_row_scales"] = sorted(NO_ROW_SCALES)
         if args.json:
@@ -178,14 +137,30 @@ def limits(run: Run) -> dict[str, float]:
     }
 
 
-def measure(run: Run, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def reference_rows(run: Run) -> tuple[str, NDArray[np.float32]]:
+    """Return the padded model's format and rows; bfloat16 where float32 (31 GB) does not fit."""
+    for dtype in (torch.float32, torch.bfloat16):
+        try:
+            reference = ReferenceRuntime(run.model(dtype), run.device)
+            rows = embed_compared(run, reference.embed)
+            reference.close()
+        except torch.OutOfMemoryError:
+            if dtype is torch.bfloat16:
+                raise
+            give_back()
+            continue
+        give_back()
+        return str(dtype).removeprefix("torch."), rows
+    raise AssertionError("unreachable")
+
+
+def measure(
+    run: Run, names: Sequence[str], expected: NDArray[np.float32]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure one side after the other, so that each has the GPU to itself.
 
     What one side cannot do is its result, and the others go on.
     """
-    reference = ReferenceRuntime(run.model(torch.float32), run.device)
-    expected = embed_compared(run, reference.embed)
-    reference.close()
     for name in names:
         if "compiled" in name and run.device.type != "cuda":
             continue

@@ -26,28 +26,31 @@ class RandomCodes:
 
     read: Reader
     formats: Formats
+    device: torch.device
+    """Rounds there, which is faster."""
 
     @classmethod
-    def of_default_export(cls, read: Reader) -> RandomCodes:
+    def of_default_export(cls, read: Reader, device: torch.device) -> RandomCodes:
         """Take the weights, and what `--precision fp8` gives."""
-        return cls(read, load_recipe(None, {"precision": "fp8"}).formats)
+        return cls(read, load_recipe(None, {"precision": "fp8"}).formats, device)
 
     def __call__(self, name: str) -> Codes | None:
         """Return a linear in FP8, with the basis if it is the first that reads its input."""
-        weight_OI = torch.from_numpy(np.ascontiguousarray(self.read(f"{name}.weight")))
+        array = np.ascontiguousarray(self.read(f"{name}.weight"))
+        weight_OI = torch.from_numpy(array).to(self.device)
         num_inputs = weight_OI.shape[1]
         form = self.formats.of(name, num_inputs)
         if form is None:
             return None
-        basis_IK = random_basis(first_of(name), num_inputs, form.rank)
+        basis_IK = random_basis(first_of(name), num_inputs, form.rank).to(self.device)
         wide = widen_weight(weight_OI, basis_IK)
         largest_O1 = wide.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float16).tiny)
         scale_OG = (largest_O1 / form.code.greatest).half().float()
         rest = to_codes(wide[:, :num_inputs] / scale_OG, form.code)
         along = paired_codes(wide[:, num_inputs:], scale_OG)
         codes_OJ = np.concatenate([rest, along], 1).view(np.uint8)
-        basis = basis_IK.numpy() if first_of(name) == name else None
-        return Codes(codes_OJ.T, scale_OG[:, 0].numpy(), basis)
+        basis = basis_IK.cpu().numpy() if first_of(name) == name else None
+        return Codes(codes_OJ.T, scale_OG[:, 0].cpu().numpy(), basis)
 
 
 def random_basis(name: str, num_inputs: int, rank: int) -> torch.Tensor:

@@ -34,7 +34,7 @@ _PARAMETERS = 7.35e9
 """Of NV-Embed with a folded pooler."""
 _ROOM = 1.25
 """Memory that an engine and its activations take, over the weights."""
-_RTX_GPUS = ("75", "86", "89", "120", "121")
+_RTX_GPUS = ("75", "80", "86", "89", "120", "121")
 _DRIVER = 580
 """The first driver for CUDA 13, which TensorRT 11 is built for."""
 _LOG_LINES = 3

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from nvembed_deploy.export.formats import Activations, LinearFormat
-from nvembed_deploy.export.linear import CODE_TYPES, SMALLEST_ROW, LinearWriter, Move
+from nvembed_deploy.export.formats import SMALLEST_ROW, Activations, LinearFormat
+from nvembed_deploy.export.linear import CODE_TYPES, LinearWriter, Move
 
 _ZERO = 128
 

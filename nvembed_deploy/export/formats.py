@@ -17,6 +17,8 @@ RANK_MULTIPLE = 16
 """Engines take FP8 products of multiples of 16 inputs."""
 WIDER = 3
 """Inputs of a linear's product for each principal direction, after those of the rest."""
+SMALLEST_ROW = 1e-4
+"""Rows below it are divided by it instead: float16 has 1/1e-4, and such a row is all but zero."""
 
 
 class Code(StrEnum):

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nvembed_deploy.export.formats import Activations, LinearFormat
-from nvembed_deploy.export.linear import SMALLEST_ROW
+from nvembed_deploy.export.formats import SMALLEST_ROW, Activations, LinearFormat
 from nvembed_deploy.export.principal import round_wide
 from nvembed_deploy.export.quantize import round_to_code
 from nvembed_deploy.export.quantized import Quantized

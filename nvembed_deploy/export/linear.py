@@ -12,15 +12,20 @@ import numpy as np
 import onnx_ir as ir
 
 from nvembed_deploy.export.builder import DATA_TYPES, GraphBuilder
-from nvembed_deploy.export.formats import WIDER, Activations, Code, Formats, LinearFormat
+from nvembed_deploy.export.formats import (
+    SMALLEST_ROW,
+    WIDER,
+    Activations,
+    Code,
+    Formats,
+    LinearFormat,
+)
 
 CODE_TYPES = {
     Code.INT8: ir.DataType.INT8,
     Code.INT4: ir.DataType.INT4,
     Code.FP8: ir.DataType.FLOAT8E4M3FN,
 }
-SMALLEST_ROW = 1e-4
-"""Rows below it are divided by it instead: float16 has 1/1e-4, and such a row is all but zero."""
 BASIS = ".basis"
 """Of an input's principal directions, [in, rank], after the first linear that reads the input."""
 

@@ -99,7 +99,11 @@ def test_a_replayed_shape_gives_each_batch_its_own_rows(
     tiny_artifact: Path, precision: Precision
 ) -> None:
     """Three batches of one recorded shape, with texts of other lengths each."""
-    batches = [["a b c d e f", "a b", "a b c"], ["a", "a b c d e", "b c d"], ["d e f", "f", "a b"]]
+    batches = [
+        ["a b c d e f", "a b", "a b c"],
+        ["a", "a b c d e", "b c d"],
+        ["d e f", "f e d c", "a b"],
+    ]
     plain = RuntimeOptions(device=GPU, dtype=precision, cuda_graphs=0)
     with load_encoder(tiny_artifact, "torch", options=plain) as encoder:
         expected = [encoder.encode(batch) for batch in batches]
