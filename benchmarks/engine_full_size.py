@@ -29,7 +29,8 @@ from nvembed_deploy.export.engine_options import EngineOptions, engine_options
 from nvembed_deploy.export.engine_profiles import default_profiles
 from nvembed_deploy.export.graph import INPUTS
 from nvembed_deploy.export.memory import available_bytes
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import PRECISIONS, load_recipe
 from nvembed_deploy.spec import ModelSpec
 

@@ -212,7 +212,8 @@ def _export(checkpoint: Path, out: Path, precision: str) -> dict[str, dict[str, 
     import transformers.models.mistral.modeling_mistral  # noqa: F401
 
     import nvembed_deploy.model.streaming  # noqa: F401
-    from nvembed_deploy.export.pipeline import plan_export, run_export
+    from nvembed_deploy.export.pipeline import run_export
+    from nvembed_deploy.export.plan import plan_export
     from nvembed_deploy.export.recipe import load_recipe
 
     recorder, recipe = _Recorder(), load_recipe(None, {"precision": precision})

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tiny_artifact(folder: Path) -> Path:
-    from nvembed_deploy.export.pipeline import plan_export, run_export
+    from nvembed_deploy.export.pipeline import run_export
+    from nvembed_deploy.export.plan import plan_export
     from nvembed_deploy.export.recipe import load_recipe
     from tests.factories import write_released
 

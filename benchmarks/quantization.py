@@ -22,7 +22,8 @@ import numpy as np
 from nvembed_deploy import load_encoder
 from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
 from nvembed_deploy.export.formats import Activations, Rounding
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.spec import Precision
 

@@ -24,7 +24,8 @@ from rich.table import Table
 from nvembed_deploy import load_encoder
 from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.errors import MissingPackageError, NVEmbedError
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.progress import TerminalProgress
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint

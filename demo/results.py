@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from demo.demo import assemble, fetch
 from nvembed_deploy import load_encoder
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.parity.mteb_encoder import local_task, run_task

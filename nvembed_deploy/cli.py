@@ -90,6 +90,16 @@ def human_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def human_seconds(seconds: float) -> str:
+    """Return a time as people say it: 95 s, 38 min, 2 h 38 min."""
+    if seconds < 2 * 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 2:  # noqa: PLR2004 - up to two hours minutes are easier to read
+        return f"{60 * hours + minutes} min"
+    return f"{hours} h {minutes} min"
+
+
 def say(text: str) -> None:
     """Print a result to standard output."""
     print(text)  # noqa: T201 - this is where printing lives

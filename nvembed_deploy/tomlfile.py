@@ -21,7 +21,7 @@ def read_toml(path: Path, kind: str, *, see: str) -> dict[str, Any]:
         RecipeError: it does not exist, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(
             f"{kind} {path} does not exist", f"give the path of a .toml file; see {see}"

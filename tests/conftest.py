@@ -77,7 +77,8 @@ def tiny_weights(tiny_assembled: Path) -> Weights:
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_assembled: Path) -> Path:
     """The assembled checkpoint exported in float32 by the real exporter."""
-    from nvembed_deploy.export.pipeline import plan_export, run_export
+    from nvembed_deploy.export.pipeline import run_export
+    from nvembed_deploy.export.plan import plan_export
     from nvembed_deploy.export.recipe import ExportRecipe
     from nvembed_deploy.spec import Precision
 

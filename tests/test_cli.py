@@ -122,3 +122,11 @@ def test_a_number_that_counts_things_is_at_least_1(text: str) -> None:
     assert cli.positive("12") == 12
     with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
         cli.positive(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (95, "95 s"), (131, "2 min"), (6000, "100 min"), (9456, "2 h 38 min")],
+)
+def test_times_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    assert cli.human_seconds(seconds) == said

@@ -51,6 +51,7 @@ NEEDS = {
     "nvembed_deploy.export.linear": "onnx_ir",
     "nvembed_deploy.export.nearest": "torch",
     "nvembed_deploy.export.pipeline": "onnx",
+    "nvembed_deploy.export.plan": "onnx_ir",
     "nvembed_deploy.export.layout": "onnx_ir",
     "nvembed_deploy.export.mean": "onnx_ir",
     "nvembed_deploy.export.pooler": "onnx_ir",
@@ -212,6 +213,19 @@ def test_encoding_without_a_runtime_names_the_extras(tiny_artifact: Path) -> Non
     result = command("nvembed_deploy", "encode", str(tiny_artifact), "--text", "hello")
     assert result.code == 3
     assert "fix: pip install 'nvembed-deploy[onnx]', [onnx-gpu] or [torch]" in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "package"), [(("build-data", "plan.toml"), "pydantic"), (("mine", "a", "b"), "faiss")]
+)
+def test_making_data_without_its_packages_names_the_extra(
+    tmp_path: Path, words: tuple[str, ...], package: str
+) -> None:
+    out = ("--out", str(tmp_path / "out.jsonl"))
+    result = command("nvembed_deploy", *words, *out, hidden=(*HEAVY, "faiss"))
+    assert result.code == 3
+    assert f"needs {package}" in result.err
+    assert "fix: pip install 'nvembed-deploy[train]'" in result.err
 
 
 def test_inspecting_and_encoding_an_artifact_need_no_torch(tiny_artifact: Path) -> None:

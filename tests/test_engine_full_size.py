@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import engine_full_size
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import load_recipe
 from tests.export.test_engine import SPEC
 from tests.factories import write_released

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -149,7 +150,8 @@ def export(args: argparse.Namespace) -> None:
     if out.exists() and not args.overwrite and not args.dry_run:
         raise ArtifactError(f"{out} exists", "choose another folder, or add --overwrite")
     try:
-        from nvembed_deploy.export.pipeline import plan_export, run_export
+        from nvembed_deploy.export.pipeline import run_export
+        from nvembed_deploy.export.plan import plan_export
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"exporting needs {error.name}, which is not installed",
@@ -184,7 +186,7 @@ def export(args: argparse.Namespace) -> None:
         f"self-check passed ({check['method']}, {check['num_texts']} texts): cosine mean "
         f"{check['mean_cosine']:.7f}, min {check['min_cosine']:.7f}, largest difference "
         f"{check['max_abs']:.1e}\n{engines}"
-        f"next: nvembed-deploy encode {out} --text 'hello'"
+        f"next: nvembed-deploy encode {shlex.quote(str(out))} --text 'hello'"
     )
 
 
@@ -234,11 +236,17 @@ def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported
         "adapter": planned.checkpoint.adapter is not None,
         **planned.recipe.to_dict(),
         **({"engine": planned.recipe.engine.label} if planned.recipe.engine else {}),
-        "files": list(_FILES) + (["engines/*.plan"] if planned.recipe.engine else []),
+        "files": _files(planned.recipe),
         "bytes": num_bytes,
         "num_nodes": len(planned.block.builder.nodes),
         **asdict(estimate(planned)),
     }
+
+
+def _files(recipe: ExportRecipe) -> list[str]:
+    is_calibrated = recipe.scheme is not None and recipe.rounding is Rounding.COMPENSATED
+    calibration = [LAYOUT.calibration] if is_calibrated else []
+    return [*_FILES, *calibration, *(["engines/*.plan"] if recipe.engine else [])]
 
 
 def _plan_text(plan: dict[str, Any]) -> str:
@@ -251,9 +259,15 @@ def _plan_text(plan: dict[str, Any]) -> str:
         + (f", {plan['engine']} engine" if "engine" in plan else "")
         + f"\nfiles {', '.join(plan['files'])}\n"
         f"disk {cli.human_bytes(plan['bytes'])}, peak memory about "
-        f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {plan['seconds']:.0f} s to write and "
-        f"{plan['self_check_seconds']:.0f} s to check on two cores\nnothing was written (--dry-run)"
+        f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {_steps(plan)} on two cores\n"
+        "nothing was written (--dry-run)"
     )
+
+
+def _steps(plan: dict[str, Any]) -> str:
+    steps = {"write": "seconds", "check": "self_check_seconds", "compile": "engine_seconds"}
+    times = [(step, plan[key]) for step, key in steps.items() if plan[key] or step != "compile"]
+    return ", ".join(f"{cli.human_seconds(seconds)} to {step}" for step, seconds in times)
 
 
 def _check_packages() -> None:

@@ -91,7 +91,7 @@ def read_texts(path: Path, role: str = "calibration") -> Iterator[CalibrationTex
         RecipeError: the file is missing or empty, or a line is not such an object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # texts may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"{role} {path} cannot be read: {error}", 'give a file of {"text": ...} lines'
@@ -108,7 +108,7 @@ def read_texts(path: Path, role: str = "calibration") -> Iterator[CalibrationTex
 def _text(line: str, where: str) -> CalibrationText:
     try:
         record: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{where} is not JSON: {error}", "correct that line") from error
     text = record.get("text") if isinstance(record, dict) else None
     instruction = record.get("instruction", "") if isinstance(record, dict) else ""

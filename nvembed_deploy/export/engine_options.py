@@ -81,7 +81,9 @@ def engine_options(table: Any) -> tuple[EngineOptions | None, str | None]:  # no
         except ValueError as error:
             mistakes.append(f"{key} is {table[key]!r}, {error}")
     if "flavour" not in table:
-        mistakes.append(f"flavour is not given, expected one of {[f.value for f in Flavour]}")
+        mistakes.append(
+            f"{', '.join(table)} without flavour (--engine), one of {[f.value for f in Flavour]}"
+        )
     if "profiles" in table and "profile_from" in table:
         mistakes.append("both profiles and profile_from are given")
     if mistakes:

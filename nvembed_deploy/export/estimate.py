@@ -11,7 +11,7 @@ from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.spec import ModelSpec, PoolerForm
 
 if TYPE_CHECKING:
-    from nvembed_deploy.export.pipeline import Export
+    from nvembed_deploy.export.plan import Export
     from nvembed_deploy.export.recipe import ExportRecipe
 
 _WRITTEN_BYTES_PER_SECOND, _FOLDED_FLOPS_PER_SECOND = 240e6, 55e9
@@ -27,6 +27,9 @@ half as long as the limit, on average."""
 _BATCH_COPIES = 14
 """Source: measured, one layer of full width on 256 texts of 128 tokens: 3.48 GiB above the imports.
 Features of a batch are there several times at once: gate, up, their product, weighed, and more."""
+_ENGINE_COPIES, _COMPILED_BYTES_PER_SECOND = 1.8, 95e6
+"""Source: benchmarks/results/engine-full-size-fp8-sm89.json, of TensorRT for RTX; full TensorRT
+takes longer, for it times kernels."""
 _KEPT_BYTES = 3
 """More of a weight that is kept, at most, for one that is rounded: of float32 beside int8."""
 _NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
@@ -35,11 +38,12 @@ _NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
 
 @dataclass(frozen=True)
 class Estimate:
-    """Peak memory with imports, and the seconds to write (and calibrate) and to check."""
+    """Peak memory with imports, and seconds: to write (and calibrate), to check, to compile."""
 
     peak_ram_bytes: int
     seconds: float
     self_check_seconds: float
+    engine_seconds: float = 0.0
 
 
 def estimate(planned: Export) -> Estimate:
@@ -56,7 +60,10 @@ def estimate(planned: Export) -> Estimate:
     if recipe.keep_share:
         peak = max(peak, _harm_bytes(spec, recipe))
         seconds += _harm_flops(spec, recipe) / _CALIBRATED_FLOPS_PER_SECOND
+    compiled = 0 if recipe.engine is None else planned.num_bytes
+    peak = max(peak, int(_ENGINE_COPIES * compiled))
     return Estimate(
+        engine_seconds=round(compiled / _COMPILED_BYTES_PER_SECOND, 1),
         peak_ram_bytes=_IMPORT_BYTES + peak,
         seconds=round(seconds, 1),
         self_check_seconds=round(sum(sizes) / _CHECKED_PARAMETERS_PER_SECOND, 1),

@@ -6,7 +6,9 @@ form TensorRT takes as strongly typed; the tensors in between stay in the graph'
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -138,6 +140,21 @@ class Formats:
         is_by_row = form.activations is Activations.ROW
         most = num_inputs // 4 // RANK_MULTIPLE * RANK_MULTIPLE if is_by_row else 0
         return replace(form, rank=min(form.rank, most))
+
+
+def check_patterns(key: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Refuse a pattern that means no linear: mistyped, it would change a model in silence.
+
+    Raises:
+        RecipeError: a pattern of the recipe's `key` matches none of the linears' names.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = get_close_matches(pattern, names, n=3, cutoff=0.6) or names[:3]
+            raise RecipeError(
+                f"{key} has {pattern!r}, which no linear of this model is called",
+                f"linears are called {', '.join(near)}, ...; * stands for any part",
+            )
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -9,7 +9,7 @@ import datetime
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,31 +26,29 @@ from nvembed_deploy.artifact import (
     staged_artifact,
     write_manifest,
 )
-from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
+from nvembed_deploy.checkpoint import write_tokenizer
 from nvembed_deploy.engine_record import Profile
 from nvembed_deploy.export.calibration_record import CalibrationRecord, TextFacts
 from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
 from nvembed_deploy.export.engine import build_engine, probe
-from nvembed_deploy.export.engine_options import GraphFacts, check_engine
 from nvembed_deploy.export.engine_profiles import choose_profiles
 from nvembed_deploy.export.formats import Formats, Rounding
-from nvembed_deploy.export.graph import INPUTS, Block, GraphOptions, author_graph
+from nvembed_deploy.export.graph import INPUTS, Block, author_graph
 from nvembed_deploy.export.hf_files import write_hf_files
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
 from nvembed_deploy.export.measured import Measure, OnBlock, open_questions
+from nvembed_deploy.export.plan import Export, device_of, graph_options
 from nvembed_deploy.export.progress import Progress, SilentProgress
 from nvembed_deploy.export.provenance import source_of, tool_versions
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.export.rotation import RotatedWeights, Rotation
 from nvembed_deploy.export.weight_file import (
-    INPUT_SCALE,
-    OUTPUT_SCALE,
+    LINEAR,
     Quantizer,
     WeightFile,
     write_weights,
 )
-from nvembed_deploy.model.weights import Weights, open_weights
 from nvembed_deploy.spec import PoolerForm
 from nvembed_deploy.text import Tokenizer
 
@@ -60,83 +58,6 @@ _LINEAR_NAMES = {
     "bfloat16": "bf16",
     "float8e4m3fn": "fp8",
 }
-
-
-@dataclass(frozen=True)
-class Export:
-    """A planned export: everything is read and validated, nothing is written."""
-
-    checkpoint: Checkpoint
-    weights: Weights
-    recipe: ExportRecipe
-    block: Block
-    calibration: CalibrationRecord | None = None
-    """Ranges found by an earlier export of this checkpoint."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the weight file, without its header."""
-        return sum(entry.num_bytes for entry in self.block.weights)
-
-    @property
-    def options(self) -> GraphOptions:
-        """How the graph is written."""
-        return graph_options(self.recipe)
-
-    @property
-    def graph_facts(self) -> GraphFacts:
-        """What decides whether an engine can be built."""
-        recipe, linear = self.recipe, self.recipe.formats.linear
-        width = self.checkpoint.spec.backbone.head_width
-        code = linear.code if linear else None
-        return GraphFacts(recipe.precision, recipe.opset, width, code, recipe.fp8_attention)
-
-
-def graph_options(recipe: ExportRecipe) -> GraphOptions:
-    """Return how a recipe's graph is written."""
-    return GraphOptions(
-        recipe.precision,
-        recipe.opset,
-        recipe.pooler,
-        formats=recipe.formats,
-        rotates=recipe.rotates,
-        kernels=recipe.kernels,
-        fp8_attention=recipe.fp8_attention,
-    )
-
-
-def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
-    """Open the checkpoint, check that it is complete, and author the graph.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be used.
-        HardwareError: the device, or what the engine asked for needs, is not there.
-        RecipeError: the engine asked for cannot be built.
-    """
-    checkpoint = open_checkpoint(checkpoint_path)
-    weights = open_weights(checkpoint)
-    record = None if recipe.ranges is None else CalibrationRecord.read(Path(recipe.ranges))
-    if record is not None and recipe.activations is None:
-        recipe = replace(recipe, per_token=record.per_token)
-    block = author_graph(checkpoint.spec, graph_options(recipe))
-    if record is not None:
-        _check_ranges(record, checkpoint, recipe, block)
-    export = Export(checkpoint, weights, recipe, block, record)
-    if recipe.engine is not None:
-        check_engine(recipe.engine, export.graph_facts)
-    if recipe.device != "cpu":
-        _device(recipe)
-    return export
-
-
-def _check_ranges(
-    record: CalibrationRecord, checkpoint: Checkpoint, recipe: ExportRecipe, block: Block
-) -> None:
-    static, outputs = (
-        [e.name.removesuffix(tail) for e in block.weights if e.name.endswith(tail)]
-        for tail in (INPUT_SCALE, OUTPUT_SCALE)
-    )
-    record.check(source_of(checkpoint)["sha256"], recipe.rotation, static, outputs)
 
 
 def run_export(
@@ -240,14 +161,8 @@ def _quantizer(
 
     texts = _texts(recipe)
     batches = texts.batches(_tokenizer(export, stage))
-    quantizer = CompensatingQuantizer(linears, recipe.formats, batches, _device(recipe))
+    quantizer = CompensatingQuantizer(linears, recipe.formats, batches, device_of(recipe))
     return quantizer, texts.facts(batches)
-
-
-def _device(recipe: ExportRecipe) -> Any:  # noqa: ANN401 - torch is imported late
-    from nvembed_deploy.model.device import find_device
-
-    return find_device(recipe.device)
 
 
 def _write_graph(block: Block, file: WeightFile, path: Path) -> None:
@@ -277,9 +192,7 @@ def _num_parameters(export: Export) -> int:
 
 def _manifest(export: Export, file: WeightFile, report: CheckReport) -> Manifest:
     entries = export.block.weights
-    linears = Counter(
-        entry.dtype.name.lower() for entry in entries if entry.name.endswith(".weight_t")
-    )
+    linears = Counter(entry.dtype.name.lower() for entry in entries if entry.name.endswith(LINEAR))
     return Manifest(
         spec=export.checkpoint.spec,
         precision=export.recipe.precision,

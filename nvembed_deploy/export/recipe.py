@@ -167,7 +167,8 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
         given["engine"] = values["engine"] | given["engine"]
     values |= given
     known = {field.name for field in fields(ExportRecipe)} - {"scheme"}
-    mistakes = [f"unknown key {key!r}" for key in sorted(set(values) - known)]
+    unknown = sorted(set(values) - known)
+    mistakes = [f"unknown key {key!r}" for key in unknown]
     clean: dict[str, Any] = {}
     for key in sorted(known & set(values)):
         read = engine_options if key == "engine" else partial(_value, key)
@@ -178,7 +179,8 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
     if mistakes:
         where = f"recipe {path}" if path is not None else "the options"
         raise RecipeError(
-            f"{where}: " + "; ".join(mistakes), f"correct them; the keys are {sorted(known)}"
+            f"{where}: " + "; ".join(mistakes),
+            f"correct them; the keys are {sorted(known)}" if unknown else "correct what is named",
         )
     return replace(ExportRecipe(), **clean)
 

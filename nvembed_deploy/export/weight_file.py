@@ -26,7 +26,7 @@ from nvembed_deploy.export.quantized import Quantized, pack_int4
 from nvembed_deploy.tensorfile import find_nonfinite
 from nvembed_deploy.tensorwriter import SafetensorsWriter
 
-_TRANSPOSED, _SCALE = ".weight_t", ".weight_scale"
+LINEAR, _SCALE = ".weight_t", ".weight_scale"
 INPUT_SCALE, OUTPUT_SCALE = ".input_scale", ".output_scale"
 _HEADROOM = 4.0
 """How many times the largest output seen fits in FP8: rotation by position gives 1.4 of it, and
@@ -122,7 +122,7 @@ class _Source:
             yield cast(scale, entry.dtype, entry.name)
         elif entry.name.endswith(BASIS):
             yield cast(self._basis(entry.name.removesuffix(BASIS)), entry.dtype, entry.name)
-        elif entry.name.endswith(_TRANSPOSED):
+        elif entry.name.endswith(LINEAR):
             yield self._transposed(entry)
         else:
             for rows in weights.row_blocks(entry.name):
@@ -144,7 +144,7 @@ class _Source:
         return basis_IK
 
     def _codes(self, entry: WeightEntry) -> np.ndarray:
-        quantized = self._quantized(entry.name.removesuffix(_TRANSPOSED))
+        quantized = self._quantized(entry.name.removesuffix(LINEAR))
         if quantized.codes_OI.shape[::-1] != entry.shape:
             raise ValueError(f"{entry.name} is {entry.shape}: got {quantized.codes_OI.shape[::-1]}")
         turned = np.empty(entry.shape, quantized.codes_OI.dtype)
@@ -160,7 +160,7 @@ class _Source:
         return self.last[1]
 
     def _transposed(self, entry: WeightEntry) -> np.ndarray:
-        folded = self.linears.folded_transposed(entry.name.removesuffix(_TRANSPOSED))
+        folded = self.linears.folded_transposed(entry.name.removesuffix(LINEAR))
         if folded is not None:
             return cast(folded, entry.dtype, entry.name)
         name, weights = entry.name.removesuffix("_t"), self.linears.weights

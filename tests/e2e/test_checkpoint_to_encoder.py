@@ -9,7 +9,8 @@ import pytest
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.artifact import read_manifest
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.spec import PoolerForm, Precision
 from nvembed_deploy.text import Tokenizer, collate

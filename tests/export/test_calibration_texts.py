@@ -103,6 +103,7 @@ def test_few_or_short_texts_are_warned_of(
         ('{"text": 3}\n', "line 1 is"),
         ('{"text": "a", "instruction": 3}\n', "line 1 is"),
         ("[]\n", "line 1 is"),
+        ('{"text": "a"}\n' + "[" * 100_000, "line 2 is not JSON"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, content: str, problem: str) -> None:
@@ -110,6 +111,14 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, content: str, probl
     path.write_text(content)
     with pytest.raises(RecipeError, match=problem):
         list(read_texts(path))
+
+
+def test_lines_end_where_json_lines_do_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "c\u0085d", "e"]
+    path = tmp_path / "texts.jsonl"
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in texts)
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(lines).encode())
+    assert [text.text for text in read_texts(path)] == texts
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.errors import HardwareError
 from nvembed_deploy.export.__main__ import main
 from nvembed_deploy.export.blocks import Blocks
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import load_recipe
 from tests.far_device import FarTensor, far_device
 

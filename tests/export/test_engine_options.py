@@ -64,7 +64,7 @@ def test_every_mistake_is_listed_at_once() -> None:
     }
     read, mistake = engine_options(table)
     assert read is None
-    for part in (*table, "flavour is not given", "both profiles and profile_from"):
+    for part in (*table, "without flavour (--engine)", "both profiles and profile_from"):
         assert part in (mistake or "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ from nvembed_deploy.export.__main__ import main
 from nvembed_deploy.export.estimate import estimate
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import author_graph
-from nvembed_deploy.export.pipeline import Export, graph_options
-from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.export.plan import Export, graph_options
+from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.spec import ModelSpec, Precision
 from tests import factories
 
@@ -42,6 +43,7 @@ PLAN_KEYS = {
     "peak_ram_bytes": int,
     "seconds": float,
     "self_check_seconds": float,
+    "engine_seconds": float,
 }
 
 
@@ -109,6 +111,19 @@ def test_time_and_memory_of_the_full_width_are_told_within_a_half(layers: int) -
 def test_the_memory_of_calibrating_the_full_width_is_told_within_a_tenth() -> None:
     told = estimate(planned(1, ExportRecipe(scheme="int8")))
     assert told.peak_ram_bytes == pytest.approx(MEASURED_CALIBRATED_PEAK, rel=0.1)
+
+
+def test_an_engines_memory_and_time_are_told_as_measured() -> None:
+    """Source: benchmarks/results/engine-full-size-fp8-sm89.json."""
+    recipe = load_recipe(
+        None, {"precision": "fp8", "rounding": "nearest", "engine": {"flavour": "tensorrt-rtx"}}
+    )
+    told = estimate(planned(32, recipe))
+    without = estimate(planned(32, replace(recipe, engine=None)))
+    assert told.engine_seconds == pytest.approx(78.2, rel=0.1)
+    assert without.engine_seconds == 0
+    assert told.peak_ram_bytes == pytest.approx((12.55 + 0.5) * 2**30, rel=0.1)
+    assert without.peak_ram_bytes < 2 * 2**30
 
 
 @pytest.mark.parametrize("rounding", Rounding)

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from nvembed_deploy import load_encoder
 from nvembed_deploy.artifact import hash_file, read_manifest
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.model.names import released_name

@@ -16,7 +16,8 @@ import torch
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.errors import HardwareError
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.runtimes import RuntimeOptions
 from nvembed_deploy.runtimes.onnx_runtime import OnnxRuntime, _count_gpus

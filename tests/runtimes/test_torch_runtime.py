@@ -9,7 +9,8 @@ import pytest
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.errors import ArtifactError, HardwareError
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import load_recipe
 from nvembed_deploy.runtimes import RuntimeOptions
 from nvembed_deploy.spec import Precision

@@ -1,0 +1,121 @@
+"""This file owns a planned export: the checkpoint opened, the graph authored, nothing written."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint
+from nvembed_deploy.export.calibration_record import CalibrationRecord
+from nvembed_deploy.export.calibration_texts import read_texts
+from nvembed_deploy.export.engine_options import GraphFacts, check_engine
+from nvembed_deploy.export.formats import check_patterns
+from nvembed_deploy.export.graph import Block, GraphOptions, author_graph
+from nvembed_deploy.export.provenance import source_of
+from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.export.weight_file import INPUT_SCALE, LINEAR, OUTPUT_SCALE
+from nvembed_deploy.model.weights import Weights, open_weights
+
+
+@dataclass(frozen=True)
+class Export:
+    """A planned export: everything is read and validated, nothing is written."""
+
+    checkpoint: Checkpoint
+    weights: Weights
+    recipe: ExportRecipe
+    block: Block
+    calibration: CalibrationRecord | None = None
+    """Ranges found by an earlier export of this checkpoint."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the weight file, without its header."""
+        return sum(entry.num_bytes for entry in self.block.weights)
+
+    @property
+    def options(self) -> GraphOptions:
+        """How the graph is written."""
+        return graph_options(self.recipe)
+
+    @property
+    def graph_facts(self) -> GraphFacts:
+        """What decides whether an engine can be built."""
+        recipe, linear = self.recipe, self.recipe.formats.linear
+        width = self.checkpoint.spec.backbone.head_width
+        code = linear.code if linear else None
+        return GraphFacts(recipe.precision, recipe.opset, width, code, recipe.fp8_attention)
+
+
+def graph_options(recipe: ExportRecipe) -> GraphOptions:
+    """Return how a recipe's graph is written."""
+    return GraphOptions(
+        recipe.precision,
+        recipe.opset,
+        recipe.pooler,
+        formats=recipe.formats,
+        rotates=recipe.rotates,
+        kernels=recipe.kernels,
+        fp8_attention=recipe.fp8_attention,
+    )
+
+
+def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
+    """Open the checkpoint, check that it is complete, and author the graph.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        HardwareError: the device, or what the engine asked for needs, is not there.
+        RecipeError: the engine asked for cannot be built, a pattern means no linear, or texts
+            cannot be read.
+    """
+    checkpoint = open_checkpoint(checkpoint_path)
+    weights = open_weights(checkpoint)
+    record = None if recipe.ranges is None else CalibrationRecord.read(Path(recipe.ranges))
+    if record is not None and recipe.activations is None:
+        recipe = replace(recipe, per_token=record.per_token)
+    block = author_graph(checkpoint.spec, graph_options(recipe))
+    _check_patterns(recipe, block)
+    if record is not None:
+        _check_ranges(record, checkpoint, recipe, block)
+    export = Export(checkpoint, weights, recipe, block, record)
+    if recipe.engine is not None:
+        check_engine(recipe.engine, export.graph_facts)
+    if recipe.device != "cpu":
+        device_of(recipe)
+    _read_texts(recipe)
+    return export
+
+
+def _check_patterns(recipe: ExportRecipe, block: Block) -> None:
+    names = [e.name.removesuffix(LINEAR) for e in block.weights if e.name.endswith(LINEAR)]
+    check_patterns("keep", recipe.keep, names)
+    check_patterns("per_token", recipe.per_token or (), names)
+
+
+def _check_ranges(
+    record: CalibrationRecord, checkpoint: Checkpoint, recipe: ExportRecipe, block: Block
+) -> None:
+    static, outputs = (
+        [e.name.removesuffix(tail) for e in block.weights if e.name.endswith(tail)]
+        for tail in (INPUT_SCALE, OUTPUT_SCALE)
+    )
+    record.check(source_of(checkpoint)["sha256"], recipe.rotation, static, outputs)
+
+
+def _read_texts(recipe: ExportRecipe) -> None:
+    """Find what is wrong with a user's texts now, not after the float graph was written."""
+    engine = recipe.engine
+    files = {"calibration": recipe.calibration, "profile_from": engine and engine.profile_from}
+    for role, path in files.items():
+        if path:
+            deque(read_texts(Path(path), role), maxlen=0)
+
+
+def device_of(recipe: ExportRecipe) -> Any:  # noqa: ANN401 - torch is imported late
+    """Return where calibration computes."""
+    from nvembed_deploy.model.device import find_device
+
+    return find_device(recipe.device)
