@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nvembed_deploy.engine_record import EngineRecord
-from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.errors import ArtifactError, InputError
 from nvembed_deploy.manifest import REEXPORT, FileRecord, Manifest, WeightsSize, check_parity
 from nvembed_deploy.staging import staged_folder, sync
 
@@ -38,7 +39,11 @@ __all__ = [
     "write_manifest",
 ]
 
+VERIFY = ("fast", "full")
+"""How much of an artifact is read before it is used; see `open_artifact`."""
 _CHUNK_BYTES = 8 << 20
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called while a file is read: its name, bytes done, bytes in all."""
@@ -101,14 +106,20 @@ def open_artifact(
     Args:
         path: the folder.
         verify: "fast" checks the size of every listed file and the sha256 of all but the
-            weights and engines; "full" reads those too.
+            weights and engines; "full" reads those too. An engine that is gone or cut short is
+            left out with a warning: the graph is whole, and another can be compiled.
         progress: called while files are read.
 
     Raises:
         ArtifactError: it is no artifact, or a file is missing, changed or outside the folder.
+        InputError: `verify` is none of these.
     """
     path = Path(path)
-    manifest = read_manifest(path)
+    if verify not in VERIFY:
+        raise InputError(
+            f"verify is {verify!r}, expected one of {', '.join(VERIFY)}", "leave it out for fast"
+        )
+    manifest = _without_lost_engines(path, read_manifest(path))
     missing = [name for name in REQUIRED_FILES if name not in manifest.files]
     if missing:
         raise ArtifactError(f"{path / LAYOUT.manifest} does not list {missing}", REEXPORT)
@@ -128,13 +139,13 @@ def read_manifest(path: Path) -> Manifest:
     """
     manifest_path = Path(path) / LAYOUT.manifest
     try:
-        data = json.loads(manifest_path.read_text(encoding="utf-8"))
+        data = json.loads(manifest_path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             f"{path} is no artifact: it has no {LAYOUT.manifest}",
             "give the folder that the exporter wrote",
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{manifest_path} cannot be read: {error}", REEXPORT) from error
     if not isinstance(data, dict):
         raise ArtifactError(
@@ -226,6 +237,19 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
+def _without_lost_engines(folder: Path, manifest: Manifest) -> Manifest:
+    lost = []
+    for name in manifest.engines.keys() & manifest.files.keys():
+        try:
+            _check_size(folder, name, manifest.files[name])
+        except ArtifactError as error:
+            logger.warning("%s; it is used without this engine", error.problem)
+            lost.append(name)
+    kept = {name: record for name, record in manifest.engines.items() if name not in lost}
+    files = {name: record for name, record in manifest.files.items() if name not in lost}
+    return replace(manifest, engines=kept, files=files)
+
+
 def _check_size(folder: Path, name: str, record: FileRecord) -> None:
     """Check that a listed file exists inside `folder` and has its size."""
     file = folder / name
@@ -249,8 +273,12 @@ def _is_large(name: str) -> bool:
 def _check_hash(folder: Path, name: str, record: FileRecord, progress: Progress | None) -> None:
     got = hash_file(folder / name, progress)
     if got != record.sha256:
+        is_engine = name.startswith(f"{LAYOUT.engines}/")
         raise ArtifactError(
-            f"{folder / name} was changed: got sha256 {got}, expected {record.sha256}", REEXPORT
+            f"{folder / name} was changed: got sha256 {got}, expected {record.sha256}",
+            f"nvembed-deploy compile {folder} --overwrite ..., or delete it"
+            if is_engine
+            else REEXPORT,
         )
 
 

@@ -11,10 +11,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import nvembed_deploy
-from nvembed_deploy.artifact import Artifact, open_artifact
+from nvembed_deploy.artifact import Artifact, hash_file, open_artifact
 from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import ArtifactError, HardwareError
 from nvembed_deploy.runtimes.engine_choice import Host, choose_engine, explain
@@ -61,6 +62,40 @@ def find_engine(
             "check that the command and this process use one Python environment",
         )
     return artifact, name
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An engine that was not loaded, and why."""
+
+    artifact: Artifact
+    name: str
+    error: ArtifactError
+
+
+def find_another(
+    damage: Damage, host: Host, options: RuntimeOptions, index: int
+) -> tuple[Artifact, str]:
+    """Remove an engine whose file is not what the manifest says; then as `find_engine`.
+
+    Raises:
+        ArtifactError: the file is whole, so that another would be no better, or none may be
+            compiled.
+        HardwareError: it could not be compiled.
+    """
+    artifact, name, error = damage.artifact, damage.name, damage.error
+    got, expected = hash_file(artifact.path / name), artifact.manifest.files[name].sha256
+    if got == expected:
+        raise error
+    problem = f"{artifact.path / name} is damaged: got sha256 {got}, expected {expected}"
+    if not options.compiles_engines:
+        raise ArtifactError(f"{problem}; {error.problem}", error.fix) from error
+    logger.warning("%s: it is removed", problem)
+    try:
+        (artifact.path / name).unlink()
+    except OSError as denied:
+        raise ArtifactError(f"{problem}, and cannot be removed: {denied}", error.fix) from error
+    return find_engine(open_artifact(artifact.path), host, options, index)
 
 
 def request_engine(artifact: Path, host: Host, index: int) -> None:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.artifact import Artifact, hash_file
+from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile, Shape
 from nvembed_deploy.errors import ArtifactError, InputError, NVEmbedError
 from nvembed_deploy.runtimes.batch_buffers import BatchBuffers
 from nvembed_deploy.runtimes.cuda_memory import Gpu, gpu_index
 from nvembed_deploy.runtimes.device_array import DeviceArray, check_holder, device_array
 from nvembed_deploy.runtimes.engine_choice import Host
-from nvembed_deploy.runtimes.engine_request import find_engine
+from nvembed_deploy.runtimes.engine_request import Damage, find_another, find_engine
 from nvembed_deploy.runtimes.launch import Launch, exact_profile, plan_launches
 from nvembed_deploy.runtimes.loaded_engine import Context, LoadedEngine
 from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT, RuntimeOptions
@@ -248,7 +248,7 @@ def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -
     """Load the engine that fits this machine; compile one if there is none.
 
     Raises:
-        ArtifactError: no engine fits and none may be compiled, or one is damaged.
+        ArtifactError: no engine fits, or one is damaged, and none may be compiled.
         HardwareError: there is no GPU, or the product does not run on it.
         MissingPackageError: the product or CUDA's bindings are not installed.
     """
@@ -257,6 +257,11 @@ def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -
         api = load_api(flavour)
         host = Host(flavour, api.version, gpu.target, api.targets, gpu.name)
         artifact, name = find_engine(artifact, host, options, gpu.index)
+        try:
+            return _open(artifact, name, api, gpu, options)
+        except ArtifactError as error:
+            damage = Damage(artifact, name, error)
+            artifact, name = find_another(damage, host, options, gpu.index)
         return _open(artifact, name, api, gpu, options)
     except BaseException:
         gpu.close()
@@ -266,17 +271,8 @@ def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -
 def _open(
     artifact: Artifact, name: str, api: Api, gpu: Gpu, options: RuntimeOptions
 ) -> TensorRTRuntime:
-    record, plan = artifact.manifest.engines[name], artifact.path / name
-    try:
-        engine = LoadedEngine(api, plan, record, artifact.graph)
-    except ArtifactError as error:
-        expected = artifact.manifest.files[name].sha256
-        if (got := hash_file(plan)) == expected:
-            raise
-        raise ArtifactError(
-            f"{plan} is damaged: got sha256 {got}, expected {expected}; {error.problem}", error.fix
-        ) from error
-    replays = options.cuda_graphs
+    record, replays = artifact.manifest.engines[name], options.cuda_graphs
+    engine = LoadedEngine(api, artifact.path / name, record, artifact.graph)
     return TensorRTRuntime(engine, gpu, artifact=artifact, record=record, replays=replays)
 
 

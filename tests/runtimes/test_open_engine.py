@@ -98,10 +98,44 @@ def test_an_engine_of_another_model_with_the_same_capability_is_refused(
 def test_a_damaged_plan_is_told_by_its_hash(toy_artifact: Path, play: Play) -> None:
     cuda = play()
     (toy_artifact / NAME).write_bytes(b"PLAN")
+    options = RuntimeOptions(compiles_engines=False)
     with pytest.raises(ArtifactError, match=r"host\.plan is damaged: got sha256") as caught:
-        load_encoder(toy_artifact, "tensorrt")
+        load_encoder(toy_artifact, "tensorrt", options=options)
     assert "compile" in caught.value.fix
     assert cuda.memory == {}
+
+
+@pytest.mark.parametrize("content", [b"PLAN", b"pl", None], ids=["changed", "cut short", "gone"])
+def test_a_damaged_plan_is_compiled_anew(
+    toy_artifact: Path,
+    play: Play,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    content: bytes | None,
+) -> None:
+    cuda = play()
+    if content is None:
+        (toy_artifact / NAME).unlink()
+    else:
+        (toy_artifact / NAME).write_bytes(content)
+
+    def compile_anew(path: Path, *_: object) -> None:
+        (path / NAME).write_bytes(b"plan")
+        record_engine(path, NAME, RECORD, hash_file(path / NAME))
+
+    monkeypatch.setattr("nvembed_deploy.runtimes.engine_request.request_engine", compile_anew)
+    with load_encoder(toy_artifact, "tensorrt") as encoder:
+        assert len(encoder.encode(TEXTS)) == len(TEXTS)
+    assert f"{toy_artifact / NAME}" in caplog.text
+    assert cuda.memory == {}
+    load_encoder(toy_artifact, "onnx", device="cpu", verify="full").close()
+
+
+def test_an_artifact_without_its_plan_runs_its_graph(toy_artifact: Path, play: Play) -> None:
+    play()
+    (toy_artifact / NAME).unlink()
+    with load_encoder(toy_artifact) as encoder:
+        assert encoder.runtime.name == "onnx"
 
 
 def test_a_whole_plan_that_is_refused_is_not_called_damaged(toy_artifact: Path, play: Play) -> None:
