@@ -166,6 +166,8 @@ class Tokenizer:
                 leaves no room for any of it.
             InputError: the prefix itself or `max_tokens` cannot be used.
         """
+        _check_string("instruction", instruction)
+        _check_string("prompt", "" if prompt is None else prompt)
         limit = self._limit(max_tokens)
         prefix = prompt if prompt is not None else self._prefix(instruction)
         num_masked = self._count(prefix)
@@ -225,6 +227,14 @@ class Tokenizer:
                 f"{num_masked}, so that nothing of the text is left",
                 "raise max_length, or shorten the instruction or prompt",
             )
+
+
+def _check_string(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InputError(
+            f"{name} is a {type(value).__name__}, expected one string for all texts",
+            f"encode texts of each {name} in a call of their own",
+        )
 
 
 def _find_fault(prefix: str, texts: Sequence[str]) -> None:

@@ -60,4 +60,13 @@ def json_lines(
     """Yield the next records with their rows: the shortest decimals that give the same float32."""
     for row_D, record in zip(window_ND, records, strict=False):
         values = [float(str(x)) for x in row_D]
-        yield json.dumps({**record, "embedding": values}, ensure_ascii=to_ascii)
+        yield _line({**record, "embedding": values}, to_ascii=to_ascii)
+
+
+def _line(record: Record, *, to_ascii: bool) -> str:
+    line = json.dumps(record, ensure_ascii=to_ascii)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a cut emoji came in as an escape, and goes out as one
+        return json.dumps(record)
+    return line

@@ -189,7 +189,7 @@ def _check_parity(artifact: Artifact) -> None:
         found = "a failed verdict" if artifact.manifest.parity else "no verdict"
         raise ArtifactError(
             f"{artifact.path} has {found} of the parity suite, and require_parity was asked for",
-            f"run it: python -m nvembed_deploy.parity {artifact.path}",
+            f"run it: nvembed-deploy parity {artifact.path} --reference CHECKPOINT",
         )
 
 

@@ -51,9 +51,9 @@ class BatchLimits:
         """
         for name, low in (("max_batch_tokens", 1), ("max_padding_tokens", 0), ("batch_size", 1)):
             value = getattr(self, name)
-            if value is not None and value < low:
+            if value is not None and (not hasattr(value, "__index__") or value < low):
                 raise InputError(
-                    f"{name} is {value}, expected at least {low}", f"set {name} to {low} or more"
+                    f"{name} is {value!r}, expected at least {low}", f"set {name} to {low} or more"
                 )
 
     def with_batch_size(self, batch_size: int | None) -> BatchLimits:

@@ -24,6 +24,7 @@ from nvembed_deploy.runtimes.encoder_values import (
     tensor_of,
     texts_of,
     unit_rows,
+    whole,
 )
 from nvembed_deploy.runtimes.progress import progress_bar
 from nvembed_deploy.runtimes.protocol import Runtime
@@ -74,6 +75,9 @@ class Encoder:
     def get_embedding_dimension(self) -> int:
         """Return D, the size of an embedding."""
         return self.spec.backbone.hidden_size
+
+    get_sentence_embedding_dimension = get_embedding_dimension
+    """The older name, which other libraries call."""
 
     def encode(  # noqa: PLR0913 - sentence-transformers' signature, which callers know
         self,
@@ -281,18 +285,14 @@ class Encoder:
         width = self.get_embedding_dimension()
         if truncate_dim is None:
             return width
-        if not 1 <= truncate_dim <= width:
-            raise InputError(
-                f"truncate_dim is {truncate_dim}, expected 1 to {width}", "choose a smaller one"
-            )
-        return truncate_dim
+        return whole("truncate_dim", truncate_dim, width, "leave it out for all dimensions")
 
     def _max_tokens(self, max_length: int | None) -> int:
         if max_length is None:
             return self.max_seq_length
-        if not 1 <= max_length <= self.max_seq_length:
-            raise InputError(
-                f"max_length is {max_length}, expected 1 to {self.max_seq_length}",
-                "export with a larger max_tokens for longer texts",
-            )
-        return max_length
+        return whole(
+            "max_length",
+            max_length,
+            self.max_seq_length,
+            "leave it out for as many as the model takes (text.max_tokens of its config)",
+        )

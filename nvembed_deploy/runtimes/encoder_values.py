@@ -6,7 +6,7 @@ Legend: N texts, D hidden.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,8 +39,22 @@ def checked(inputs: Iterable[object]) -> Iterator[str]:
         yield text
 
 
+def whole(name: str, value: Any, most: int, fix: str) -> int:  # noqa: ANN401 - a caller's
+    """Return an argument that is a whole number from 1 to `most`, or say what it is."""
+    is_whole = isinstance(value, SupportsIndex) and not isinstance(value, bool)
+    number = value.__index__() if is_whole else 0
+    if not 1 <= number <= most:
+        raise InputError(f"{name} is {value!r}, expected 1 to {most}", fix)
+    return number
+
+
 def unit_rows(embeddings: ArrayLike) -> NDArray[np.float32]:
-    """Scale the rows of [N, D] (or of [D], which is one) to length 1; a row of zeros stays."""
+    """Scale the rows of [N, D] (or of [D], which is one) to length 1; a row of zeros stays.
+
+    Tensors may be of any device and format, and have gradients.
+    """
+    if hasattr(embeddings, "detach"):
+        embeddings = embeddings.detach().float().cpu().numpy()
     rows_ND = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
     norm_N1 = np.linalg.norm(rows_ND, axis=1, keepdims=True)
     unit_ND: NDArray[np.float32] = rows_ND / np.maximum(norm_N1, np.finfo(np.float32).tiny)

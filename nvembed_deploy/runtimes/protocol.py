@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nvembed_deploy.errors import InputError
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch
 
@@ -63,6 +64,22 @@ class RuntimeOptions:
     fp8: bool = False
     compiles: bool = False
     context_file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would be taken for something else.
+
+        Raises:
+            InputError: the device is no string, or there are no threads.
+        """
+        if self.device is not None and not isinstance(self.device, str):
+            raise InputError(
+                f"device is {self.device!r}, expected a string",
+                "write 'cpu', 'cuda' or 'cuda:1'; str(device) of a torch.device",
+            )
+        if self.threads is not None and self.threads < 1:
+            raise InputError(
+                f"threads is {self.threads}, expected at least 1", "leave it out for all there are"
+            )
 
 
 class Runtime(Protocol):

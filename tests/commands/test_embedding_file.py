@@ -60,3 +60,15 @@ def test_each_record_gets_its_row_across_windows(tmp_path: Path) -> None:
     read = [json.loads(line) for line in lines]
     assert [record["id"] for record in read] == list(range(11))
     np.testing.assert_array_equal(np.float32([r["embedding"] for r in read]), ROWS)
+
+
+def test_half_of_a_cut_emoji_goes_out_as_it_came_in(tmp_path: Path) -> None:
+    records = [{"text": "ok", "title": "\ud83d"}, {"text": "ü"}]
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, iter(records), windows(2))
+    lines = path.read_text("utf-8").splitlines()
+    assert [{k: v for k, v in json.loads(line).items() if k != "embedding"} for line in lines] == (
+        records
+    )
+    assert "\\ud83d" in lines[0]
+    assert "ü" in lines[1]

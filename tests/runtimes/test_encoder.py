@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,28 @@ def test_without_normalisation_a_truncated_row_is_the_slice(encoder: Encoder) ->
 def test_a_width_that_is_not_there_is_refused(encoder: Encoder, truncate_dim: int) -> None:
     with pytest.raises(InputError, match=f"truncate_dim is {truncate_dim}, expected 1 to 16"):
         encoder.encode("w1", truncate_dim=truncate_dim)
+
+
+@pytest.mark.parametrize("name", ["truncate_dim", "max_length", "batch_size"])
+@pytest.mark.parametrize("value", ["8", 8.0])
+def test_a_number_that_is_not_whole_is_refused_by_name(
+    encoder: Encoder, name: str, value: Any
+) -> None:
+    with pytest.raises(InputError, match=f"{name} is {value!r}, expected"):
+        encoder.encode("w1", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["instruction", "prompt"])
+def test_an_instruction_for_each_text_is_refused(encoder: Encoder, name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} is a list, expected one string for all texts"):
+        encoder.encode(["w1", "w2"], **{name: ["a", "b"]})
+
+
+def test_similarity_takes_tensors_of_any_format(encoder: Encoder) -> None:
+    rows = encoder.encode(["w1", "w2"], convert_to_tensor=True)
+    expected = encoder.similarity(rows, rows)
+    half = rows.bfloat16().requires_grad_()
+    np.testing.assert_allclose(encoder.similarity(half, half), expected, atol=0.01)
 
 
 def test_one_text_may_be_binary(encoder: Encoder) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from nvembed_deploy import runtimes
 from nvembed_deploy.artifact import LAYOUT, update_parity
@@ -76,6 +78,31 @@ def test_changed_weights_are_found_when_asked(toy_artifact: Path) -> None:
     (toy_artifact / LAYOUT.weights).write_bytes(weights)
     with pytest.raises(ArtifactError, match="was changed"):
         load_encoder(toy_artifact, verify="full")
+
+
+@pytest.mark.parametrize("verify", ["ful", True, None])
+def test_what_verify_may_be_is_said(toy_artifact: Path, verify: Any) -> None:
+    with pytest.raises(InputError, match="expected one of fast, full"):
+        load_encoder(toy_artifact, verify=verify)
+
+
+@pytest.mark.parametrize("device", [0, torch.device("cpu")])
+def test_a_device_that_is_no_string_is_refused_and_not_passed_over(
+    toy_artifact: Path, device: Any
+) -> None:
+    with pytest.raises(InputError, match="expected a string"):
+        load_encoder(toy_artifact, device=device)
+
+
+def test_no_threads_are_refused(toy_artifact: Path) -> None:
+    with pytest.raises(InputError, match="threads is 0"):
+        load_encoder(toy_artifact, options=RuntimeOptions(threads=0))
+
+
+def test_a_manifest_nested_without_end_is_refused(toy_artifact: Path) -> None:
+    (toy_artifact / LAYOUT.manifest).write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_encoder(toy_artifact)
 
 
 def test_a_changed_manifest_of_another_version_is_refused(toy_artifact: Path) -> None:
