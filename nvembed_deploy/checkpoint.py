@@ -11,17 +11,22 @@ It does no arithmetic and knows no tensor names: `model/weights.py` does.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from enum import Enum
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from nvembed_deploy.config import backbone_from_config, read_json, released_spec, text_from_config
+from nvembed_deploy.config import (
+    backbone_from_config,
+    read_json,
+    released_spec,
+    text_from_config,
+    what_fits,
+)
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.spec import ModelSpec, PoolerSpec, TextSpec
 from nvembed_deploy.tensorfile import open_tensor_folder, open_tensors
@@ -41,6 +46,8 @@ _KINDS: dict[str, type] = {
     "text": dict,
     "prompts": dict,
 }
+_MIN_TOKENS = 3
+"""Of text.max_tokens: BOS, one token, EOS."""
 _Part = TypeVar("_Part", PoolerSpec, TextSpec)
 
 
@@ -91,7 +98,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_file():
         raise CheckpointError(
             f"checkpoint {path} is a file, expected a folder",
-            f"make a checkpoint of it: nvembed-deploy assemble {path} OUT",
+            f"make a checkpoint of it: nvembed-deploy assemble {quote(str(path))} OUT",
         )
     if (path / DESCRIPTION).exists():
         return _open_assembled(path)
@@ -105,7 +112,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if config.get("model_type") != _RELEASED:
         raise CheckpointError(
             f"{config_path}: got model_type {config.get('model_type')!r}, expected {_RELEASED!r}",
-            f"a plain decoder needs a pooler: nvembed-deploy assemble {path} OUT",
+            f"a plain decoder needs a pooler: nvembed-deploy assemble {quote(str(path))} OUT",
         )
     return _open_released(path, config)
 
@@ -205,11 +212,20 @@ def _check_description(description: dict[str, Any], path: Path) -> None:
             raise CheckpointError(
                 f"{path}: {key!r} is {value!r}, expected a {_KINDS[key].__name__}", "correct it"
             )
-    for name, prefix in (description.get("prompts") or {}).items():
+    _check_names(description, path)
+
+
+def _check_names(description: dict[str, Any], path: Path) -> None:
+    """Refuse names that would break a table, and prompts that are no texts."""
+    prompts = description.get("prompts") or {}
+    for name in (description.get("name") or "", *prompts):
+        if not name.isprintable():
+            problem = f"the name {name!r} is not one line of printable text"
+            raise CheckpointError(f"{path}: {problem}", "correct it")
+    for name, prefix in prompts.items():
         if not isinstance(prefix, str):
-            raise CheckpointError(
-                f"{path}: prompt {name!r} is {prefix!r}, expected a str", "correct it"
-            )
+            problem = f"prompt {name!r} is {prefix!r}, expected a str"
+            raise CheckpointError(f"{path}: {problem}", "correct it")
 
 
 def _part(path: Path, description: dict[str, Any], key: str) -> Path:
@@ -233,23 +249,15 @@ def _changed(spec: _Part, description: dict[str, Any], section: str, path: Path)
     clean: dict[str, Any] = {}
     for key, value in (description.get(section) or {}).items():
         default: Any = getattr(spec, key, None)
-        if not _is_like(value, default, low=0 if key.endswith("_id") else 1):
-            expected = "no such key" if default is None else f"a value like {default!r}"
+        low = 0 if key.endswith("_id") else _MIN_TOKENS if key == "max_tokens" else 1
+        expected = what_fits(value, default, low)
+        if expected is not None:
             raise CheckpointError(
                 f"{path}: {section}.{key} is {value!r}, expected {expected}",
                 f"correct or remove it; the keys are {sorted(asdict(spec))}",
             )
         clean[key] = type(default)(value)
     return replace(spec, **clean)
-
-
-def _is_like(value: Any, default: Any, low: int) -> bool:  # noqa: ANN401 - JSON
-    """Say whether a JSON value can stand for a default: an enumeration's, a text, a number."""
-    if isinstance(default, Enum):
-        return value in [member.value for member in type(default)]
-    if type(default) is float:
-        return type(value) in (int, float) and 0 < value < math.inf
-    return type(value) is type(default) and (type(value) is not int or value >= low)
 
 
 def _check_template(text: TextSpec, path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist", "copy the complete model folder") from None
+        raise CheckpointError(f"{path} does not exist", "copy the complete folder") from None
     except (ValueError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON: {error}", "download the file again"
@@ -38,6 +39,23 @@ def read_json(path: Path) -> dict[str, Any]:
             "download the file again",
         )
     return data
+
+
+def what_fits(value: Any, default: Any, low: int) -> str | None:  # noqa: ANN401 - JSON
+    """Return None if a JSON value can stand for a default, else what would."""
+    kind = type(default)
+    if isinstance(default, Enum):
+        choices = [member.value for member in kind]
+        fits, expected = value in choices, f"one of {choices}"
+    elif kind is float:
+        fits = type(value) in (int, float) and 0 < value < math.inf
+        expected = "a positive number"
+    elif kind is int:
+        fits, expected = type(value) is int and value >= low, f"a whole number of at least {low}"
+    else:
+        fits = kind is str and type(value) is str
+        expected = "a text" if kind is str else "no such key"
+    return None if fits else expected
 
 
 def released_spec(config: dict[str, Any], folder: Path) -> ModelSpec:

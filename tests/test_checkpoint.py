@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,15 @@ def test_what_is_no_checkpoint_is_refused_with_what_to_do(
     assert "checkpoint folder" in caught.value.fix or "assemble" in caught.value.fix
 
 
+def test_the_command_that_is_the_fix_can_be_pasted(tmp_path: Path) -> None:
+    base = factories.write_base(tmp_path / "my base")
+    for path in (base, base / "config.json"):
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(path)
+        _, command = caught.value.fix.split(": ")
+        assert shlex.split(command) == ["nvembed-deploy", "assemble", str(path), "OUT"]
+
+
 def test_an_assembled_folder_reads_as_its_parts(assembled: Path) -> None:
     checkpoint = open_checkpoint(assembled)
     assert checkpoint.spec.name == "assembled"
@@ -216,6 +226,28 @@ ASSEMBLED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a size of zero": ({"pooler_spec": {"num_heads": 0}}, ["pooler_spec.num_heads is 0"]),
     "a size that is a truth": ({"pooler_spec": {"num_heads": True}}, ["num_heads is True"]),
     "an unknown pooling": ({"pooler_spec": {"pooling": "max"}}, ["pooler_spec.pooling is 'max'"]),
+    "a pooling is one of four": (
+        {"pooler_spec": {"pooling": "max"}},
+        ["expected one of ['latent', 'mean', 'eos', 'self-attention']"],
+    ),
+    "an unknown truncation": (
+        {"text": {"truncation": "foo"}},
+        ["text.truncation is 'foo', expected one of ['keep_eos', 'reference']"],
+    ),
+    "no room for a token": (
+        {"text": {"max_tokens": 2}},
+        ["text.max_tokens is 2, expected a whole number of at least 3"],
+    ),
+    "an epsilon of zero": (
+        {"pooler_spec": {"layer_norm_eps": 0}},
+        ["layer_norm_eps is 0, expected a positive number"],
+    ),
+    "a template of a wrong kind": (
+        {"text": {"instruction_template": 1}},
+        ["instruction_template is 1, expected a text"],
+    ),
+    "a name of two lines": ({"name": "a\nb"}, ["the name 'a\\nb' is not one line"]),
+    "a prompt's name of two lines": ({"prompts": {"a\nb": ""}}, ["the name 'a\\nb' is not one"]),
     "a token below zero": ({"text": {"eos_id": -1}}, ["text.eos_id is -1"]),
     "a template without place": (
         {"text": {"instruction_template": "Query: "}},

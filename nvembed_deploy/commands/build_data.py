@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.counts import counted
+from nvembed_deploy.train.packages import need
 
 if TYPE_CHECKING:
     from nvembed_deploy.train.data.build import SourceReport
@@ -19,6 +21,12 @@ _EXAMPLES = """examples:
   nvembed-deploy build-data plan.toml --out train.jsonl
   nvembed-deploy build-data plan.toml --out train.jsonl.gz --skip-bad --tokenizer ./NV-Embed-v2
   nvembed-deploy build-data --lengths train.jsonl --tokenizer ./NV-Embed-v2/tokenizer.json
+
+a plan, with one of these tables for each raw set:
+  [[source]]
+  name = "questions"
+  path = "raw/questions.jsonl"
+  kind = "pairs"     # or sts, label-texts, classification, clustering: these need an instruction
 """
 _SHOWN = 3
 
@@ -30,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Build training examples of raw sets by NV-Embed's rules, without evaluation texts."
     )
     parser.epilog = _EXAMPLES
-    parser.add_argument("plan", type=Path, nargs="?", help="TOML file; see docs/data.md")
+    parser.add_argument(
+        "plan", type=Path, nargs="?", help="TOML file that names the raw sets; see below"
+    )
     parser.add_argument("--out", type=Path, help=".jsonl or .jsonl.gz file to write")
     parser.add_argument("--lengths", type=Path, help="only measure the texts of this file")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json: measure tokens too")
@@ -69,6 +79,7 @@ def _measure(path: Path, lengths: Lengths, *, skip_bad: bool) -> None:
 
 
 def _build(args: argparse.Namespace, lengths: Lengths) -> None:
+    need("building data", "pydantic")
     from nvembed_deploy.train.data.build import Builder
     from nvembed_deploy.train.data.plan import load_plan
     from nvembed_deploy.train.data.rows import check_output, write_rows
@@ -84,16 +95,17 @@ def _build(args: argparse.Namespace, lengths: Lengths) -> None:
     count = write_rows(args.out, measured())
     for report in builder.reports:
         _say(report)
-    cli.say(f"\n{lengths.table()}\n\nwrote {args.out}: {count:,} examples")
+    cli.say(f"\n{lengths.table()}\n\nwrote {args.out}: {counted(count, 'example')}")
     cli.say("next: name it in a recipe of train/, or nvembed-deploy mine for hard negatives")
 
 
 def _say(report: SourceReport) -> None:
     cut = f", {report.over_limit:,} over the limit" if report.over_limit else ""
-    cli.say(f"{report.name}: {report.kept:,} examples{cut}")
+    cli.say(f"{report.name}: {counted(report.kept, 'example')}{cut}")
     for line in report.faults.lines():
         cli.say(f"  left out {line}")
     if report.near_duplicates:
-        cli.say(f"  left out {len(report.near_duplicates):,} texts nearly in an evaluation:")
+        texts = counted(len(report.near_duplicates), "text")
+        cli.say(f"  left out {texts} nearly in an evaluation:")
     for text, held_out in list(report.near_duplicates.items())[:_SHOWN]:
         cli.say(f"    {text!r:.60} ~ {held_out!r:.60}")

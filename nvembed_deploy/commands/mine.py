@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.counts import counted
+from nvembed_deploy.train.packages import need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,6 +99,7 @@ class _CutTexts:
 
 def mine(args: argparse.Namespace) -> None:
     """Run the command."""
+    need("mining", "faiss")  # before hours of embedding
     from nvembed_deploy.train.data.corpus import read_corpus
     from nvembed_deploy.train.data.mining import Miner
     from nvembed_deploy.train.data.rows import Faults, check_output, read_pairs
@@ -114,7 +117,8 @@ def mine(args: argparse.Namespace) -> None:
         cli.say(json.dumps(miner.totals() | {"faults": faults.counts}))
         return
     _say(miner.report.lines(), faults)
-    cli.say(f"wrote {args.out}: {count:,} examples\nnext: name it in a recipe of train/")
+    written = f"wrote {args.out}: {counted(count, 'example')}"
+    cli.say(f"{written}\nnext: name it in a recipe of train/")
 
 
 def _choice(args: argparse.Namespace) -> Choice:

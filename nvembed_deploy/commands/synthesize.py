@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.train.counts import counted
 
 _EXAMPLES = """examples:
   nvembed-deploy synthesize http://localhost:8000/v1 --model mixtral --tasks 300 --out made.jsonl
@@ -87,7 +88,7 @@ def synthesize(args: argparse.Namespace) -> None:
     if synthesis.repeated:
         cli.say(f"{synthesis.repeated:>7,} x left out: occurred before")
     ordered = order.tasks * order.examples_a_task
-    cli.say(f"wrote {args.out}: {count:,} examples of {ordered:,} ordered")
+    cli.say(f"wrote {args.out}: {counted(count, 'example')} of {ordered:,} ordered")
     cli.say("next: name it in a data plan, which leaves out evaluation texts")
 
 

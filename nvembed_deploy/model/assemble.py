@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,11 @@ from nvembed_deploy.checkpoint import (
     write_tokenizer,
 )
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.model.names import pooler_shapes, released_name
+from nvembed_deploy.model.names import POOLER, our_name, pooler_shapes, released_name
 from nvembed_deploy.model.weights import open_weights
 from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec
 from nvembed_deploy.staging import staged_folder
+from nvembed_deploy.tensorfile import open_tensors
 from nvembed_deploy.tensorwriter import SafetensorsWriter
 
 _FRESH_OUTPUT = 1e-3
@@ -65,8 +66,8 @@ def assemble_checkpoint(
             that is to be copied into it.
     """
     for part in (parts.base, parts.adapter, parts.pooler):
-        if part is not None and not part.exists():
-            raise CheckpointError(f"{part} does not exist", "correct the path")
+        if part is not None:
+            _check_exists(part)
     if copy_base and Path(out).resolve().is_relative_to(parts.base.resolve()):
         raise CheckpointError(
             f"{out} is inside the base {parts.base}, which cannot be copied into itself",
@@ -90,20 +91,70 @@ def assemble_checkpoint(
             shutil.copytree(parts.adapter, stage / "adapter")
         if pooling.has_weights:
             _place_pooler(parts, stage / "pooler.safetensors", seed)
-        checkpoint = _opened(stage, Path(out))
+        checkpoint = _opened(parts, stage, Path(out))
         if not (stage / "tokenizer.json").exists():
             write_tokenizer(checkpoint, stage / "tokenizer.json")
         return checkpoint.spec
 
 
-def _opened(stage: Path, out: Path) -> Checkpoint:
-    """Return the staged checkpoint if its tensors fit its config; an error names `out` instead."""
+def _check_exists(part: Path) -> None:
+    if not part.exists():
+        raise CheckpointError(f"{part} does not exist", "correct the path")
+
+
+def _opened(parts: Parts, stage: Path, out: Path) -> Checkpoint:
+    """Return the staged checkpoint if its tensors fit its config.
+
+    An error names the parts that were given, not their copies, which are gone by then.
+    """
+    copies = {
+        stage / "adapter": parts.adapter,
+        stage / "pooler.safetensors": parts.pooler,
+        stage / ("base" if parts.base.is_dir() else parts.base.name): parts.base,
+        stage: out,
+    }
     try:
         checkpoint = open_checkpoint(stage)
-        open_weights(checkpoint)
+        given = open_tensors(parts.pooler) if parts.pooler else checkpoint.pooler
+        open_weights(replace(checkpoint, pooler=given))
     except CheckpointError as error:
-        raise CheckpointError(error.problem.replace(str(stage), str(out)), error.fix) from error
+        problem = error.problem
+        for copy, part in copies.items():
+            problem = problem.replace(str(copy), str(part or copy))
+        raise CheckpointError(problem, error.fix) from error
     return checkpoint
+
+
+@dataclass(frozen=True)
+class PoolerSizes:
+    """What a pooler's file shows of its sizes; None is what it does not show."""
+
+    hidden_size: int | None = None
+    num_latents: int | None = None
+    inner_width: int | None = None
+    """Heads times head width: how many heads there are does not show."""
+    feed_width: int | None = None
+
+
+def read_pooler_sizes(path: Path) -> PoolerSizes:
+    """Read a trained pooler's sizes off its tensors' shapes.
+
+    Raises:
+        CheckpointError: the file does not exist or is no safetensors file.
+    """
+    _check_exists(path)
+    shapes = {our_name(key): entry.shape for key, entry in open_tensors(path).items()}
+
+    def size(name: str, axis: int) -> int | None:
+        shape = shapes.get(POOLER + name, ())
+        return shape[axis] if axis < len(shape) else None
+
+    return PoolerSizes(
+        hidden_size=size("query.weight", 1),
+        num_latents=size("latents", 0),
+        inner_width=size("query.weight", 0),
+        feed_width=size("feed_down.weight", 1),
+    )
 
 
 def _place_pooler(parts: Parts, path: Path, seed: int) -> None:

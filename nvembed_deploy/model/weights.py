@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from nvembed_deploy.checkpoint import Checkpoint, Tensor
+from nvembed_deploy.checkpoint import DESCRIPTION, Checkpoint, Tensor
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.adapter import Adapter, open_adapter
 from nvembed_deploy.model.names import BACKBONE, POOLER, expected_shapes, our_name
@@ -124,7 +124,11 @@ def _check(
     if problems:
         shown = "\n  ".join(problems[:_SHOWN])
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        fix = "use the config.json that came with these weights, and copy every file of the model"
+        is_assembled = checkpoint.backbone is not checkpoint.pooler
+        if is_assembled and all(POOLER in problem for problem in problems):
+            fix = f"correct pooler_spec ({DESCRIPTION}), or use a pooler trained on this base"
+        fits = "1 tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
         raise CheckpointError(
-            f"{checkpoint.path}: {len(problems)} tensors do not fit the config:\n  {shown}{more}",
-            "use the config.json that came with these weights, and copy every file of the model",
+            f"{checkpoint.path}: {fits} not fit the config:\n  {shown}{more}", fix
         )

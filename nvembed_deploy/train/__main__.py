@@ -8,11 +8,13 @@ import json
 import os
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 from nvembed_deploy import cli
-from nvembed_deploy.errors import MissingPackageError, RecipeError
+from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.train.counts import counted
+from nvembed_deploy.train.packages import need
 
 _EXAMPLES = """examples:
   nvembed-deploy train train/smoke.toml
@@ -56,11 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Run the command."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise MissingPackageError(
-            f"training needs {', '.join(missing)}", "pip install 'nvembed-deploy[train]'"
-        )
+    need("training", *_PACKAGES)
     from nvembed_deploy.train.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, _overrides(args.set))
@@ -81,11 +79,12 @@ def train(args: argparse.Namespace) -> None:
         cli.say(json.dumps(values))
         return
     cli.say(
-        f"wrote {report.checkpoint}: {report.steps} steps, loss {report.loss:.4f}, "
-        f"{report.tokens:,} tokens in {report.seconds:,.0f} s, {report.truncated} texts cut, "
-        f"{report.skipped} steps left out\n"
+        f"wrote {report.checkpoint}: {counted(report.steps, 'step')}, loss {report.loss:.4f} "
+        f"(mean of the last {counted(report.loss_steps, 'step')}), "
+        f"{counted(report.tokens, 'token')} in {report.seconds:,.0f} s, "
+        f"{counted(report.truncated, 'text')} cut, {counted(report.skipped, 'step')} left out\n"
         f"curves: {report.checkpoint.parent / 'curves.png'}\n"
-        f"next: nvembed-deploy export {report.checkpoint} ARTIFACT"
+        f"next: nvembed-deploy export {quote(str(report.checkpoint))} ARTIFACT"
     )
 
 

@@ -33,6 +33,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
 def _parse(line: bytes) -> dict[str, Any] | str:
     try:
         row = json.loads(line)
+    except UnicodeDecodeError:
+        return "not UTF-8"
     except (ValueError, RecursionError):
         return "broken JSON"
     return row if isinstance(row, dict) else f"got a {type(row).__name__}, expected an object"

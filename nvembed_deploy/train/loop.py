@@ -46,16 +46,18 @@ from nvembed_deploy.train.sources import Source
 from nvembed_deploy.train.tracking import check_tracker, start_tracker
 
 _MOST_NAN = 10
+_LAST_LOSSES = 50
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a finished run did."""
+    """What a finished run did. `loss` is the mean of its last `loss_steps` finite ones."""
 
     checkpoint: Path
     steps: int
     loss: float
+    loss_steps: int
     tokens: int
     truncated: int
     skipped: int
@@ -266,11 +268,12 @@ class _Run:
 
     def _report(self) -> RunReport:
         records = read_log(self.recipe.run.out)
-        last = records[-min(len(records), 50) :]
+        last = [r.loss for r in records if math.isfinite(r.loss)][-_LAST_LOSSES:]
         return RunReport(
             checkpoint=self.recipe.run.out / "checkpoint",
             steps=self.step,
-            loss=sum(r.loss for r in last) / max(len(last), 1),
+            loss=sum(last) / len(last) if last else math.nan,
+            loss_steps=len(last),
             tokens=sum(r.tokens for r in records),
             truncated=sum(r.truncated for r in records),
             skipped=self.skipped,

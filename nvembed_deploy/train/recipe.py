@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.spec import BackboneSpec, PoolerSpec, Pooling
@@ -24,12 +24,18 @@ _SHAPE = {"pooling", "mask", "num_latents", "num_heads", "head_width", "feed_wid
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+def _one_line(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError(f"{name!r} is not one line of printable text")
+    return name
+
+
 class ModelSection(Section):
     """What is trained: a decoder or a released model (`base`), or a stage before (`checkpoint`)."""
 
     base: Path | None = None
     checkpoint: Path | None = None
-    name: str | None = None
+    name: Annotated[str, AfterValidator(_one_line)] | None = None
     pooling: Pooling = Pooling.LATENT
     mask: Literal["bidirectional", "causal"] = "bidirectional"
     num_latents: Count = 512
@@ -191,4 +197,4 @@ def load_recipe(path: Path, overrides: Mapping[str, str] | None = None) -> Train
                 f"--set {key}: no such key", "write --set section.key=value, as run.seed=1"
             )
         values[section][name] = read_value(text)
-    return validated(TrainRecipe, values, f"recipe {path}", see="docs/training.md")
+    return validated(TrainRecipe, values, f"recipe {path}")

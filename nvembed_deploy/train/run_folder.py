@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.train.counts import counted
 from nvembed_deploy.train.journal import LOG
 from nvembed_deploy.train.recipe import TrainRecipe
 from nvembed_deploy.train.sources import Source, open_source
@@ -55,13 +56,13 @@ def describe(recipe: TrainRecipe, sources: list[Source]) -> str:
         report, share = source.report, section.weight / total
         tasks = ", ".join(f"{name} {count:,}" for name, count in report.task_types.items())
         lines.append(
-            f"{report.path}: {report.kept:,} examples ({tasks}), {share:.0%} of each batch, passed "
-            f"through {drawn * share / report.kept:.2f} times"
+            f"{report.path}: {counted(report.kept, 'example')} ({tasks}), {share:.0%} of each "
+            f"batch, passed through {drawn * share / report.kept:.2f} times"
         )
         lines += [f"  left out {count:,}: {why}" for why, count in report.faults.items()]
     per_query = 2 + recipe.loss.hard_negatives
     lines.append(
-        f"{recipe.optimizer.steps:,} steps of {recipe.batch.queries} queries, up to "
+        f"{counted(recipe.optimizer.steps, 'step')} of {recipe.batch.queries} queries, up to "
         f"{recipe.batch.queries * per_query:,} texts each; writes {recipe.run.out}"
     )
     return "\n".join(lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,16 +20,13 @@ class Section(BaseModel):
 _AnySection = TypeVar("_AnySection", bound=Section)
 
 
-def validated(
-    kind: type[_AnySection], values: Mapping[str, Any], where: str, *, see: str
-) -> _AnySection:
+def validated(kind: type[_AnySection], values: Mapping[str, Any], where: str) -> _AnySection:
     """Return a file's values as sections.
 
     Args:
         kind: the outermost section.
         values: what the file says.
         where: its kind and path, for the message: "recipe train/smoke.toml".
-        see: the page that lists the keys.
 
     Raises:
         RecipeError: keys or values are wrong; all are listed.
@@ -38,13 +36,12 @@ def validated(
     except ValidationError as error:
         errors = error.errors()
         mistakes = [
-            _mistake(e, whole=where.split(" ", maxsplit=1)[0])
+            _mistake(e, kind, whole=where.split(" ", maxsplit=1)[0])
             for e in errors
             if not any(_is_within(other["loc"], e["loc"]) for other in errors)
         ]
         raise RecipeError(
-            f"{where}:" + "".join(f"\n  {mistake}" for mistake in mistakes),
-            f"correct them; {see} lists the keys",
+            f"{where}:" + "".join(f"\n  {mistake}" for mistake in mistakes), "correct them"
         ) from None
 
 
@@ -53,13 +50,24 @@ def _is_within(inner: tuple[object, ...], outer: tuple[object, ...]) -> bool:
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
-def _mistake(error: Mapping[str, Any], whole: str) -> str:
+def _mistake(error: Mapping[str, Any], kind: type[Section], whole: str) -> str:
     where = ".".join(str(part) for part in error["loc"]) or whole
     if error["type"] == "extra_forbidden":
-        return f"unknown key {where}"
+        *path, key = error["loc"]
+        return f"unknown key {where}, expected one of {', '.join(_keys(kind, path, key))}"
     if error["type"] == "missing":
         return f"{where} is missing"
     problem = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{where}: {problem}"
     return f"{where} is {error['input']!r}: {problem}"
+
+
+def _keys(kind: type[Section], path: Sequence[str | int], wrong: str) -> list[str]:
+    """List the keys of the section at `path` within `kind`, the one most like `wrong` first."""
+    for part in path:
+        if isinstance(part, str):
+            field: Any = kind.model_fields[part].annotation
+            kind = field if isinstance(field, type) else get_args(field)[0]  # one, or a list of it
+    keys = list(kind.model_fields)
+    return list(dict.fromkeys(get_close_matches(wrong, keys, n=1) + keys))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from nvembed_deploy.__main__ import main
 from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.spec import PoolerSpec
+from tests import factories
 from tests.model.test_adapter import write_adapter
 
 SIZES = ("--latents", "12", "--heads", "2")
@@ -29,7 +33,8 @@ def test_parts_become_a_checkpoint_and_the_next_step_is_told(
     parts = ("--adapter", tmp_path / "lora", "--pooler", tiny_pooler)
     assert assemble(tiny_base, out, *parts, *SIZES, "--name", "mine") == 0
     assert capsys.readouterr() == (
-        f"wrote {out}: mine, 3 layers, hidden 64\nnext: nvembed-deploy export {out} ARTIFACT\n",
+        f"wrote {out}: mine, 3 layers, hidden 64, 12 latents, 2 heads of 64\n"
+        f"next: nvembed-deploy export {out} ARTIFACT\n",
         "",
     )
     checkpoint = open_checkpoint(out)
@@ -55,6 +60,67 @@ def test_prompts_keep_their_line_breaks_and_their_equals_signs(
     assert description["prompts"] == {"query": "Instruct: a=b\nQuery: ", "document": ""}
 
 
+@pytest.mark.parametrize("words", [("--heads", "2"), ("--head-width", "64"), SIZES])
+def test_a_trained_poolers_sizes_are_those_of_its_file(
+    tiny_base: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    sizes = replace(factories.TINY.pooler, feed_width=100)  # not 4 x the hidden size
+    pooler = factories.write_pooler(tmp_path / "p", replace(factories.TINY, pooler=sizes))
+    pooler = pooler.rename(tmp_path / "p.safetensors")
+    assert assemble(tiny_base, tmp_path / "out", "--pooler", pooler, *words) == 0
+    assert open_checkpoint(tmp_path / "out").spec.pooler == sizes
+
+
+def test_eight_heads_of_the_hidden_size_need_no_option(tiny_base: Path, tmp_path: Path) -> None:
+    sizes = replace(factories.TINY.pooler, num_heads=8)
+    spec = replace(factories.TINY, pooler=sizes)
+    pooler = factories.write_pooler(tmp_path / "p.safetensors", spec)
+    assert assemble(tiny_base, tmp_path / "out", "--pooler", pooler) == 0
+    assert open_checkpoint(tmp_path / "out").spec.pooler == sizes
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "does not show how many heads it has.*\n.*give --heads or --head-width"),
+        ("--heads 2 --latents 13", "--latents is 13, but POOLER has 12\n.*leave --latents out"),
+        ("--heads 2 --feed-width 64", "--feed-width is 64, but POOLER has 256\n.*--feed-width"),
+        ("--heads 3", "--heads 3 does not fit POOLER.*\n.*so that their product is 128"),
+        (
+            "--heads 4 --head-width 64",
+            "--heads 4 --head-width 64 does not fit POOLER.*\n.*--heads or --head-width",
+        ),
+        ("--head-width 129", "--head-width 129 does not fit POOLER.*\n.*product is 128"),
+    ],
+)
+def test_sizes_that_a_pooler_lacks_are_told_by_their_options(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, told: str
+) -> None:
+    pooler = factories.write_pooler(tmp_path / "p.safetensors")
+    assert assemble(tiny_base, tmp_path / "out", "--pooler", pooler, *words.split()) == 2
+    assert re.search(told.replace("POOLER", str(pooler)), capsys.readouterr().err)
+
+
+def test_a_pooler_of_another_base_is_told_by_both_hidden_sizes(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pooler = factories.write_pooler(tmp_path / "p.safetensors", factories.FUSABLE)
+    assert assemble(tiny_base, tmp_path / "out", "--pooler", pooler) == 2
+    problem = (
+        f"error: {pooler} has hidden size 128, the base {tiny_base} has 64\nfix: give the base"
+    )
+    assert capsys.readouterr().err.startswith(problem)
+
+
+def test_the_next_command_can_be_pasted_whatever_the_path(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my 'own' checkpoint"
+    assert assemble(tiny_base, out, *SIZES) == 0
+    _, command = capsys.readouterr().out.splitlines()
+    assert shlex.split(command) == ["next:", "nvembed-deploy", "export", str(out), "ARTIFACT"]
+
+
 def test_a_seed_makes_another_fresh_pooler(tiny_base: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert assemble(tiny_base, tmp_path / name, *SIZES, "--seed", seed) == 0
@@ -69,8 +135,9 @@ def test_a_seed_makes_another_fresh_pooler(tiny_base: Path, tmp_path: Path) -> N
         (("BASE", "--adapter", "nowhere"), "nowhere does not exist"),
         (("BASE", "--pooler", "nowhere"), "nowhere does not exist"),
         (("BASE", "--prompt", "query"), "--prompt 'query' has no '='"),
+        (("BASE", "--name", "a\nb"), "--name 'a\\nb' is not one line of printable text"),
     ],
-    ids=["base", "adapter", "pooler", "prompt"],
+    ids=["base", "adapter", "pooler", "prompt", "name"],
 )
 def test_wrong_input_is_two_lines_and_leaves_nothing(
     tiny_base: Path,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nvembed_deploy.__main__ import main
+from nvembed_deploy.train.data.plan import load_plan
 from nvembed_deploy.train.example import fault_of
 from tests import factories
 from tests.train.data import raw
@@ -41,7 +42,7 @@ def test_a_plan_becomes_a_file_and_says_what_is_in_it(
     rows = raw.read(out)
     assert [fault_of(row) for row in rows] == [None] * 7
     said = capsys.readouterr().out
-    assert said.startswith("topics: 7 examples\n  left out 1 texts nearly in an evaluation:\n")
+    assert said.startswith("topics: 7 examples\n  left out 1 text nearly in an evaluation:\n")
     assert f"{raw.MONEY[0]!r} ~ {raw.MONEY[0]!r}" in said
     assert f"wrote {out}: 7 examples" in said
     assert "tokens" in said
@@ -73,6 +74,36 @@ def test_a_file_that_is_there_can_be_measured(
     said = capsys.readouterr().out
     assert "s       query         1  words" in said
     assert "left out       1 x broken JSON" in said
+
+
+def test_the_help_shows_a_plan_that_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["build-data", "--help"])
+    _, shown = capsys.readouterr().out.split("raw set:\n")
+    (tmp_path / "plan.toml").write_text(shown)
+    assert load_plan(tmp_path / "plan.toml").source[0].name == "questions"
+
+
+def test_one_example_is_not_called_several(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.write_text(plan.read_text() + "limit = 1\n")
+    out = tmp_path / "train.jsonl"
+    assert main(["build-data", str(plan), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("topics: 1 example, 6 over the limit\n")
+    assert f"wrote {out}: 1 example\n" in said
+
+
+def test_what_is_not_utf8_is_told_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes('{"query": "é", "positive": "c"}\n'.encode("latin-1"))
+    assert main(["build-data", "--lengths", str(path)]) == 2
+    assert f"error: {path}, line 1: not UTF-8\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,17 @@ def test_the_report_counts_and_a_cache_serves_the_next_rule(
     assert f"wrote {tmp_path / 'o.jsonl'}: 56 examples" in said
 
 
+def test_one_example_is_not_called_several(
+    tmp_path: Path, tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = raw.write(tmp_path / "one.jsonl", ROWS[:1])
+    out = tmp_path / "mined.jsonl"
+    assert main(["mine", str(one), str(tiny_artifact), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1 row, 1 passage, 0 negatives\n")
+    assert f"wrote {out}: 1 example\n" in said
+
+
 def test_a_run_killed_at_any_time_leaves_no_output_and_goes_on(
     pairs: Path, tmp_path: Path, tiny_artifact: Path
 ) -> None:

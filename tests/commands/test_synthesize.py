@@ -97,6 +97,15 @@ def test_wrong_input_is_two_lines(
     assert problem in capsys.readouterr().err
 
 
+def test_one_example_is_not_called_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "made.jsonl"
+    with serve(Stub()) as stub:
+        assert main([*words(stub, out), "--tasks", "1", "--examples", "1"]) == 0
+    assert f"wrote {out}: 1 example of 1 ordered\n" in capsys.readouterr().out
+
+
 def test_a_key_that_is_none_is_never_sent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

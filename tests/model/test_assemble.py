@@ -93,6 +93,26 @@ def test_parts_that_do_not_fit_leave_nothing(tmp_path: Path, parts: Parts) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_names_the_parts_that_were_given(tmp_path: Path, parts: Parts) -> None:
+    adapter, trained = tmp_path / "lora", tmp_path / "trained.safetensors"
+    adapter.mkdir()
+    with pytest.raises(CheckpointError, match=f"{adapter}/adapter_config.json does not exist"):
+        assemble_checkpoint(replace(parts, adapter=adapter), tmp_path / "out")
+    wide = replace(TINY, pooler=replace(TINY.pooler, num_latents=13))
+    pooler = factories.write_pooler(trained, wide)
+    with pytest.raises(CheckpointError, match=r"latents in trained\.safetensors: got") as caught:
+        assemble_checkpoint(replace(parts, pooler=pooler), tmp_path / "out")
+    assert "1 tensor does not fit the config" in caught.value.problem
+    assert caught.value.fix.startswith("correct pooler_spec")
+    trained.write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=str(trained)):
+        assemble_checkpoint(replace(parts, pooler=trained), tmp_path / "out")
+    base = shutil.copytree(parts.base, tmp_path / "base")
+    (base / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=f"{base}/model.safetensors"):
+        assemble_checkpoint(replace(parts, base=base), tmp_path / "out", copy_base=True)
+
+
 def test_an_existing_checkpoint_is_replaced_only_when_asked(tmp_path: Path, parts: Parts) -> None:
     out = tmp_path / "out"
     assemble_checkpoint(replace(parts, name="old"), out)

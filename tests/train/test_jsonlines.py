@@ -27,6 +27,12 @@ def test_objects_and_faults_come_with_their_lines(tmp_path: Path, name: str) -> 
     ]
 
 
+def test_another_encoding_is_not_called_broken_json(tmp_path: Path) -> None:
+    path = tmp_path / "l.jsonl"
+    path.write_bytes('{"a": "ü"}\n'.encode("latin-1") + b'{"a": 2}')
+    assert [row for _, row in read_lines(path)] == ["not UTF-8", {"a": 2}]
+
+
 @pytest.mark.parametrize("spoil", [lambda b: b[:-9], lambda b: b[:12] + b"\xff\xff" + b[14:]])
 def test_damaged_packed_data_are_named(tmp_path: Path, spoil) -> None:
     path = tmp_path / "l.jsonl.gz"

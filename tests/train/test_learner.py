@@ -12,7 +12,8 @@ import torch
 from nvembed_deploy import load_encoder
 from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.spec import Pooling, Precision
 from nvembed_deploy.text import Tokenizer

@@ -157,6 +157,8 @@ def test_a_loss_that_is_not_finite_is_handled_as_the_recipe_says(
         return
     report = loop.train(recipe)
     assert (report.steps, report.skipped) == (6, 1)
+    losses = [r.loss for r in read_log(tmp_path / "run") if np.isfinite(r.loss)]
+    assert (report.loss, report.loss_steps) == (pytest.approx(np.mean(losses)), 5)
     assert all(np.isfinite(tensor).all() for tensor in runs.weights(tmp_path / "run").values())
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from nvembed_deploy.train.__main__ import main
+from nvembed_deploy.train.journal import read_log
 from tests.train import pairs
 
 
@@ -24,10 +26,24 @@ def test_a_run_says_what_it_wrote_and_what_comes_next(
     assert main([str(recipe)]) == 0
     out = capsys.readouterr().out
     checkpoint = tmp_path / "run" / "checkpoint"
-    assert out.startswith(f"wrote {checkpoint}: 6 steps, loss ")
+    losses = [record.loss for record in read_log(tmp_path / "run")]
+    mean = f"loss {sum(losses) / 6:.4f} (mean of the last 6 steps)"
+    assert out.startswith(f"wrote {checkpoint}: 6 steps, {mean}, ")
     assert out.endswith(f"next: nvembed-deploy export {checkpoint} ARTIFACT\n")
     assert main([str(recipe)]) == 2
     assert "add --resume, --overwrite, or change run.out" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted_whatever_the_path(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["optimizer.steps=1", "optimizer.warmup_steps=0", f"run.out='{tmp_path}/my run'"]
+    assert main([str(recipe), *(word for pair in words for word in ("--set", pair))]) == 0
+    said, _, command = capsys.readouterr().out.splitlines()
+    checkpoint = str(tmp_path / "my run" / "checkpoint")
+    assert shlex.split(command)[1:] == ["nvembed-deploy", "export", checkpoint, "ARTIFACT"]
+    assert ": 1 step, loss " in said
+    assert "(mean of the last 1 step)" in said
 
 
 def test_json_is_json(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,6 +62,14 @@ def test_a_dry_run_counts_and_trains_nothing(
     assert "24 examples (retrieval 12, sts 12), 100% of each batch, passed through 1.00" in out
     assert "left out 1: broken JSON" in out
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_one_example_is_not_called_several(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs.write_pairs(tmp_path / "pairs.jsonl", 1)
+    assert main([str(recipe), "--dry-run"]) == 0
+    assert ": 1 example (retrieval 1), 100% of each batch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

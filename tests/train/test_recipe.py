@@ -54,6 +54,7 @@ def test_overrides_change_single_values(tmp_path: Path, values: dict) -> None:
     ("section", "change", "problem"),
     [
         ("model", {"poolling": "mean"}, "unknown key model.poolling"),
+        ("model", {"name": "a\nb"}, r"model.name: 'a\nb' is not one line of printable text"),
         ("model", {"pooling": "max"}, "model.pooling is 'max'"),
         ("model", {"checkpoint": "c"}, "either base (a decoder) or checkpoint"),
         ("model", {"base": None, "checkpoint": "c"}, "a checkpoint's shape is its own"),

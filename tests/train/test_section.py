@@ -28,7 +28,7 @@ class Outer(Section):
 
 
 def test_a_right_file_is_its_sections() -> None:
-    outer = validated(Outer, {"name": "a", "inner": {"size": 2}}, "plan p", see="docs/")
+    outer = validated(Outer, {"name": "a", "inner": {"size": 2}}, "plan p")
     assert outer == Outer(name="a", inner=Inner(size=2))
 
 
@@ -43,18 +43,29 @@ def test_a_right_file_is_its_sections() -> None:
         ),
         (
             {"inner": {"sise": 1}, "x": 2},
-            "\n  name is missing\n  unknown key inner.sise\n  unknown key x",
+            "\n  name is missing\n  unknown key inner.sise, expected one of size\n  unknown key x",
         ),
     ],
 )
 def test_all_mistakes_are_told_with_their_keys(values: dict, problem: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        validated(Outer, values, "plan p", see="docs/")
+        validated(Outer, values, "plan p")
     assert problem in caught.value.problem
-    assert caught.value.fix == "correct them; docs/ lists the keys"
+    assert caught.value.fix == "correct them"
 
 
 def test_a_list_is_not_called_empty_for_what_was_refused_in_it() -> None:
     with pytest.raises(RecipeError) as caught:
-        validated(Outer, {"name": "a", "more": [{"sise": 2}]}, "plan p", see="docs/")
-    assert caught.value.problem == "plan p:\n  unknown key more.0.sise"
+        validated(Outer, {"name": "a", "more": [{"sise": 2}]}, "plan p")
+    assert caught.value.problem == "plan p:\n  unknown key more.0.sise, expected one of size"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "keys"), [("iner", "inner, name, more"), ("x", "name, more, inner")]
+)
+def test_an_unknown_key_is_told_with_those_there_are_the_nearest_first(
+    wrong: str, keys: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        validated(Outer, {"name": "a", wrong: 1}, "plan p")
+    assert caught.value.problem == f"plan p:\n  unknown key {wrong}, expected one of {keys}"

@@ -14,6 +14,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from nvembed_deploy.train.counts import counted
 from nvembed_deploy.train.data.embeddings import EmbeddingStore
 from nvembed_deploy.train.data.nearest import nearest
 from nvembed_deploy.train.data.negatives import Choice, choose
@@ -61,12 +62,13 @@ class MiningReport:
         """Return what a person wants to read."""
         share = 100 / max(self.rows, 1)
         return [
-            f"{self.rows:,} rows, {self.passages:,} passages, {self.negatives:,} negatives",
-            f"rejected as false negatives: {self.rejected:,} candidates in "
-            f"{self.rows_with_rejected:,} rows ({self.rows_with_rejected * share:.1f}%)",
-            f"passed over as known to be relevant: {self.known_relevant:,} candidates",
+            f"{counted(self.rows, 'row')}, {counted(self.passages, 'passage')}, "
+            f"{counted(self.negatives, 'negative')}",
+            f"rejected as false negatives: {counted(self.rejected, 'candidate')} in "
+            f"{counted(self.rows_with_rejected, 'row')} ({self.rows_with_rejected * share:.1f}%)",
+            f"passed over as known to be relevant: {counted(self.known_relevant, 'candidate')}",
             f"positive above all candidates: {self.rows_positive_first * share:.1f}% of rows",
-            f"fewer negatives than asked for: {self.rows_short:,} rows",
+            f"fewer negatives than asked for: {counted(self.rows_short, 'row')}",
         ]
 
 

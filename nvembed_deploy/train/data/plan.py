@@ -114,5 +114,5 @@ def load_plan(path: Path) -> DataPlan:
     Raises:
         RecipeError: it cannot be read, or keys or values are wrong; all are listed.
     """
-    values = read_toml(path, "plan", see="docs/data.md")
-    return validated(DataPlan, values, f"plan {path}", see="docs/data.md")
+    values = read_toml(path, "plan", see="nvembed-deploy build-data --help")
+    return validated(DataPlan, values, f"plan {path}")

@@ -44,7 +44,7 @@ def test_a_likely_positive_is_rejected_and_counted(tmp_path: Path) -> None:
     assert mined[0]["negatives"] == ["abc", "cd"]
     assert (report.rejected, report.rows_with_rejected, report.rows_short) == (1, 1, 0)
     assert report.rows_positive_first == 0
-    assert "rejected as false negatives: 1 candidates in 1 rows (100.0%)" in report.lines()
+    assert "rejected as false negatives: 1 candidate in 1 row (100.0%)" in report.lines()
     mined, report = mine(tmp_path / "more", rows, Choice(count=3, depth=10))
     assert (len(mined[0]["negatives"]), report.rows_short) == (2, 1)
 

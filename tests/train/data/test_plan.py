@@ -64,5 +64,5 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="does not exist"):
+    with pytest.raises(RecipeError, match=r"does not exist\n.*nvembed-deploy build-data --help"):
         load_plan(tmp_path / "gone.toml")

@@ -50,10 +50,10 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_bad_lines_are_counted_by_reason_with_their_first_place(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a"\n\n[]\n\xff\n{"a": 2}')
+    path.write_bytes(b'{"a": 1}\n{"a"\n\n[]\n{\n\xff\n{"a": 2}')
     faults = Faults(stop=False)
     assert [row["a"] for _, row in read_rows(path, faults)] == [1, 2]
-    assert faults.counts == {"broken JSON": 2, "got a list, expected an object": 1}
+    assert faults.counts == {"broken JSON": 2, "got a list, expected an object": 1, "not UTF-8": 1}
     assert faults.lines()[0].endswith(f"2 x broken JSON (first: {path}, line 2)")
     with pytest.raises(InputError, match="line 2: broken JSON"):
         list(read_rows(path, Faults(stop=True)))
