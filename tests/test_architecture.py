@@ -40,6 +40,7 @@ TESTED_IN = {
     "export/builder": "export/test_graph",
     "export/check_texts": "export/test_check",
     "export/dialect": "export/test_graph",
+    "export/dry_run": "export/test_main",
     "export/engine_add": "commands/test_compile_engine",
     "export/estimate": "export/test_main",
     "export/formats": "export/test_quantize",

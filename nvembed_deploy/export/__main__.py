@@ -8,16 +8,14 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy import cli
-from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import ArtifactError, MissingPackageError, RecipeError
-from nvembed_deploy.export.estimate import estimate, folder_bytes
+from nvembed_deploy.export.dry_run import describe, to_text
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.recipe import OPSETS, PRECISIONS, RANK, ExportRecipe, load_recipe
 from nvembed_deploy.spec import PoolerForm
@@ -28,14 +26,6 @@ _EXAMPLES = """examples:
   nvembed-deploy export ./NV-Embed-v2 ./out --precision fp8 --engine tensorrt-rtx --target sm89
   nvembed-deploy export --recipe export/fp16.toml ./NV-Embed-v2 ./out --dry-run
 """
-_FILES = (
-    LAYOUT.manifest,
-    LAYOUT.graph,
-    LAYOUT.weights,
-    LAYOUT.tokenizer,
-    LAYOUT.config,
-    "tokenizer_config.json",
-)
 _CHECK_PACKAGES = {"torch": "export", "transformers": "export", "onnxruntime": "onnx"}
 """What the self-check imports, and the extra that brings it."""
 
@@ -160,9 +150,9 @@ def export(args: argparse.Namespace) -> None:
     if recipe.device != "cpu":
         _check_packages()
     planned = plan_export(checkpoint, recipe)
-    plan = _plan(planned, out)
+    plan = describe(planned, out)
     if args.dry_run:
-        cli.say(json.dumps(plan, indent=2) if args.json else _plan_text(plan))
+        cli.say(json.dumps(plan, indent=2) if args.json else to_text(plan))
         return
     _check_packages()
     _check_space(plan, out)
@@ -223,51 +213,6 @@ def _progress(quiet: bool) -> Any:  # noqa: ANN401 - imported late
     from nvembed_deploy.export.progress import SilentProgress, TerminalProgress
 
     return SilentProgress() if quiet or not sys.stderr.isatty() else TerminalProgress()
-
-
-def _plan(planned: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - imported late
-    spec, num_bytes = planned.checkpoint.spec, folder_bytes(planned)
-    return {
-        "checkpoint": str(planned.checkpoint.path),
-        "out": str(out),
-        "model": spec.name,
-        "layers": spec.backbone.num_layers,
-        "hidden_size": spec.backbone.hidden_size,
-        "adapter": planned.checkpoint.adapter is not None,
-        **planned.recipe.to_dict(),
-        **({"engine": planned.recipe.engine.label} if planned.recipe.engine else {}),
-        "files": _files(planned.recipe),
-        "bytes": num_bytes,
-        "num_nodes": len(planned.block.builder.nodes),
-        **asdict(estimate(planned)),
-    }
-
-
-def _files(recipe: ExportRecipe) -> list[str]:
-    is_calibrated = recipe.scheme is not None and recipe.rounding is Rounding.COMPENSATED
-    calibration = [LAYOUT.calibration] if is_calibrated else []
-    return [*_FILES, *calibration, *(["engines/*.plan"] if recipe.engine else [])]
-
-
-def _plan_text(plan: dict[str, Any]) -> str:
-    adapter = ", adapter merged" if plan["adapter"] else ""
-    return (
-        f"{plan['checkpoint']} ({plan['model']}: {plan['layers']} layers, hidden "
-        f"{plan['hidden_size']}{adapter})\n"
-        f"-> {plan['out']}: {plan['precision']}, opset {plan['opset']}, {plan['pooler']} pooler, "
-        f"{plan['num_nodes']} nodes"
-        + (f", {plan['engine']} engine" if "engine" in plan else "")
-        + f"\nfiles {', '.join(plan['files'])}\n"
-        f"disk {cli.human_bytes(plan['bytes'])}, peak memory about "
-        f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {_steps(plan)} on two cores\n"
-        "nothing was written (--dry-run)"
-    )
-
-
-def _steps(plan: dict[str, Any]) -> str:
-    steps = {"write": "seconds", "check": "self_check_seconds", "compile": "engine_seconds"}
-    times = [(step, plan[key]) for step, key in steps.items() if plan[key] or step != "compile"]
-    return ", ".join(f"{cli.human_seconds(seconds)} to {step}" for step, seconds in times)
 
 
 def _check_packages() -> None:
