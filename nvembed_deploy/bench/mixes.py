@@ -65,6 +65,24 @@ class Mix:
         return list(groups.items())
 
 
+def check_mix(name: str) -> None:
+    """Check a mix's name, or read its file, before a model is loaded for it.
+
+    Raises:
+        InputError: there is no such mix.
+        RecipeError: the file cannot be read.
+    """
+    if name in SHAPES or name == REAL:
+        return
+    if not Path(name).is_file():
+        raise InputError(
+            f"mix is {name!r}, expected {', '.join(SHAPES)}, {REAL} or a .jsonl file",
+            'a file holds lines of {"text": ..., "instruction": ...}',
+        )
+    for _ in read_texts(Path(name), "mix"):
+        pass
+
+
 def make_mix(name: str, lengths: Lengths, max_tokens: int, seed: int = 0) -> Mix:
     """Return a mix by its name: a key of `SHAPES`, "real", or the path of a JSONL file.
 
@@ -80,11 +98,7 @@ def make_mix(name: str, lengths: Lengths, max_tokens: int, seed: int = 0) -> Mix
     """
     if name in SHAPES:
         return Mix(name, _cut(name, lengths, max_tokens, seed), SHAPES[name].least_texts)
-    if name != REAL and not Path(name).is_file():
-        raise InputError(
-            f"mix is {name!r}, expected {', '.join(SHAPES)}, {REAL} or a .jsonl file",
-            'a file holds lines of {"text": ..., "instruction": ...}',
-        )
+    check_mix(name)
     path = BUILT_IN if name == REAL else Path(name)
     texts = [Text(t.text, t.instruction) for t in read_texts(path, "mix")]
     random.Random(seed).shuffle(texts)

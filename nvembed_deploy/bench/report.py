@@ -86,6 +86,11 @@ class Report:
     mixes: list[MixNumbers]
     scaling: Scaling | None = None
 
+    def shortage(self, mix: MixNumbers) -> str:
+        """Return what to say where a mix holds fewer texts than a round was to have."""
+        wanted = self.settings.get("effort", {}).get("texts") or 0
+        return f" (all that it holds; --texts is {wanted:,})" if mix.texts < wanted else ""
+
     def write_json(self, path: Path) -> None:
         """Write all numbers."""
         write_text(path, json.dumps(asdict(self), indent=2) + "\n")
@@ -93,7 +98,6 @@ class Report:
 
 def write_text(path: Path, content: str) -> None:
     """Write a file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(content, encoding="utf-8")
     partial.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from typing import Any
 
 from nvembed_deploy import cli
 from nvembed_deploy.bench.charts import Range, bars, legend, lines, ranges
@@ -42,7 +43,7 @@ def render(report: Report) -> str:
             f"<title>{title}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{title}{beside}</h1>",
             f"<p class='soft'>{_machine(report)}</p>",
-            *(part for mix in report.mixes for part in _mix(mix)),
+            *(part for mix in report.mixes for part in _mix(mix, report.shortage(mix))),
             *_starts(report),
             *(_scaling(report.scaling) if report.scaling else ()),
             *_settings(report),
@@ -61,10 +62,10 @@ def _machine(report: Report) -> str:
     )
 
 
-def _mix(mix: MixNumbers) -> Iterator[str]:
+def _mix(mix: MixNumbers, shortage: str) -> Iterator[str]:
     yield f"<h2>{escape(mix.name)}</h2>"
     yield (
-        f"<p class='soft'>{mix.texts:,} texts of {mix.shortest} to {mix.longest} tokens, "
+        f"<p class='soft'>{mix.texts:,} texts{shortage} of {mix.shortest} to {mix.longest} tokens, "
         f"{mix.tokens:,} in all</p><h3>Tokens per second</h3>"
     )
     speeds = {name: _speed(side) for name, side in mix.sides.items()}
@@ -148,6 +149,14 @@ def _settings(report: Report) -> Iterator[str]:
     yield f"<tr><td>packages</td><td>{escape(packages)}</td></tr>"
     for key, value in report.settings.items():
         if key != "sides":
-            yield f"<tr><td>{escape(key)}</td><td>{escape(str(value))}</td></tr>"
+            yield f"<tr><td>{escape(key)}</td><td>{escape(_words(value))}</td></tr>"
     yield "</table><p class='soft'>Compare rows of one table: sides were measured in turns. "
     yield "Utilisation is useful arithmetic over a matrix product timed in the same round.</p>"
+
+
+def _words(value: Any) -> str:  # noqa: ANN401 - JSON
+    """Return a setting as people write it: 20 seconds, 5 rounds."""
+    if not isinstance(value, dict):
+        return str(value)
+    chosen = {name: count for name, count in value.items() if count is not None}
+    return ", ".join(f"{count:g} {name}" for name, count in chosen.items())

@@ -13,7 +13,7 @@ from typing import Any
 
 from nvembed_deploy.bench.machine import gpu_bytes, machine, versions
 from nvembed_deploy.bench.measure import Effort, Note, Workers, measure_mix
-from nvembed_deploy.bench.mixes import DEFAULT, Lengths, make_mix
+from nvembed_deploy.bench.mixes import DEFAULT, Lengths, check_mix, make_mix
 from nvembed_deploy.bench.process import WorkerProcess, start
 from nvembed_deploy.bench.report import MixNumbers, Report, SideStart, summarize
 from nvembed_deploy.bench.scaling import measure_scaling
@@ -57,8 +57,11 @@ def run_benchmark(plan: Plan, note: Note) -> Report:
     """Measure all of a plan.
 
     Raises:
-        NVEmbedError: a side cannot be opened or fails; its name is in the message.
+        NVEmbedError: there is no such mix, or a side cannot be opened or fails; its name is in the
+            message.
     """
+    for name in plan.mixes:
+        check_mix(name)
     before = machine()
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with ExitStack() as stack:

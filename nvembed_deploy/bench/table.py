@@ -17,7 +17,7 @@ _GOOD, _FAR = 0.9999, 0.99
 def print_report(report: Report, console: Console) -> None:
     """Print one table for each mix and one for starts and memory."""
     for mix in report.mixes:
-        console.print(_mix_table(mix))
+        console.print(_mix_table(mix, report.shortage(mix)))
         console.print()
     console.print(_start_table(report))
     if report.scaling:
@@ -76,11 +76,11 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     return table
 
 
-def _mix_table(mix: MixNumbers) -> Table:
+def _mix_table(mix: MixNumbers, shortage: str) -> Table:
     singles = min(int(side.latency_ms["count"]) for side in mix.sides.values())
     table = _table(
-        f"[bold]{mix.name}[/]: {mix.texts} texts of {mix.shortest} to {mix.longest} tokens; "
-        f"latency of {singles} texts alone",
+        f"[bold]{mix.name}[/]: {mix.texts} texts{shortage} of {mix.shortest} to {mix.longest} "
+        f"tokens; latency of {singles} texts alone",
         ("tokens/s", "", "texts/s", "p50 ms", "p95", "p99", "of peak", "tokenise", "cosine"),
     )
     fastest = max(side.tokens_per_second for side in mix.sides.values())

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from nvembed_deploy import cli
 from nvembed_deploy.errors import GateError, InputError, MissingPackageError
 from nvembed_deploy.parity import published
-from nvembed_deploy.parity.suite import BUILT_IN, count_texts, count_words, read_suite
+from nvembed_deploy.parity.suite import (
+    BUILT_IN,
+    BUILT_IN_NAME,
+    count_texts,
+    count_words,
+    read_suite,
+)
 
 if TYPE_CHECKING:
     from nvembed_deploy.parity.check import Tasks
@@ -93,14 +99,30 @@ def parity(args: argparse.Namespace) -> None:
         )
     from nvembed_deploy.parity.check import Tasks
 
+    if not args.scores:
+        _check_reference(args)
     local = [] if args.mteb and args.suite is None else _suite(args)
-    tasks = Tasks(local, tuple(args.mteb))
+    suite = args.suite.resolve().name if args.suite else BUILT_IN_NAME
+    tasks = Tasks(local, tuple(args.mteb), suite)
     if args.dry_run:
         _describe(args, tasks)
     elif args.scores:
         _scores(args, tasks)
     else:
         _judge(args, tasks)
+
+
+def _check_reference(args: argparse.Namespace) -> None:
+    """Refuse to record how an artifact differs from one that has lost something itself."""
+    from nvembed_deploy.parity.basis import quantized_note
+
+    note = quantized_note(args.reference)
+    if note and not args.no_record:
+        raise InputError(
+            f"{args.reference}: {note}",
+            "name the checkpoint it was made of, or an fp32 or 16-bit artifact; to compare these "
+            "two alone, and record nothing: --no-record",
+        )
 
 
 def _suite(args: argparse.Namespace) -> Any:  # noqa: ANN401 - list of LocalTask
@@ -119,7 +141,7 @@ def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
         verdict = check_parity(candidate, reference, tasks, options, advance)
     if args.out is not None:
         write_report(args.out, verdict, candidate, reference, time.monotonic() - started)
-    recorded = not args.no_record and record(args.artifact, verdict, args.reference)
+    recorded = not args.no_record and record(args.artifact, verdict)
     if args.json:
         cli.say(json.dumps(verdict.summary()))
     else:
@@ -170,6 +192,8 @@ def _print(verdict: Verdict) -> None:
         console.print("\n".join(verdict.trace.lines()), highlight=False)
     answer = "[green]yes[/]: it may replace" if verdict.passed else "[red]no[/]: it may not replace"
     console.print(f"{answer} the reference")
+    for note in verdict.basis.notes if verdict.basis else []:
+        console.print(f"note: {note}", highlight=False)
 
 
 def _scores(args: argparse.Namespace, tasks: Tasks) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nvembed_deploy.artifact import LAYOUT, hash_file, open_artifact
+from nvembed_deploy.artifact import hash_file
 from nvembed_deploy.errors import InputError
-from nvembed_deploy.manifest import Manifest
+from nvembed_deploy.parity.basis import basis_of, manifest_of
 from nvembed_deploy.parity.embedding import compare_embeddings
 from nvembed_deploy.parity.margins import MARGINS, precision_of
 from nvembed_deploy.parity.subject import Advance, Subject, Text
@@ -42,6 +42,8 @@ class Tasks:
 
     local: Sequence[LocalTask] = ()
     named: Sequence[str] = ()
+    suite: str = ""
+    """What the local tasks' suite is called."""
 
     @property
     def texts(self) -> int:
@@ -61,11 +63,6 @@ class Options:
     """Compare the states after each layer too."""
 
 
-def manifest_of(path: Path) -> Manifest | None:
-    """Return an artifact's manifest; None for a checkpoint."""
-    return open_artifact(path).manifest if (path / LAYOUT.manifest).exists() else None
-
-
 def check_parity(
     candidate: Side, reference: Side, tasks: Tasks, options: Options, advance: Advance
 ) -> Verdict:
@@ -82,9 +79,8 @@ def check_parity(
     if options.margin is not None:
         margins = replace(margins, score=options.margin)
     # Each side has tasks of its own: a task's random numbers go on where its last run ended.
-    prepared = [
-        [local_task(task) for task in tasks.local] + named_tasks(tasks.named) for _ in range(2)
-    ]
+    named = [named_tasks(tasks.named) for _ in range(2)]
+    prepared = [[local_task(task) for task in tasks.local] + fetched for fetched in named]
     with ExitStack() as stack:
         ours, theirs = (
             open_subject(name, side, options.cache, stack)
@@ -98,6 +94,9 @@ def check_parity(
             found.append(compare_task(measured, expected, margins.score, options.seed))
         embedding = compare_embeddings(ours, theirs, _sample(list(theirs.seen)))
         verdict = decide(found, embedding, margins, precision)
+    revisions = {task.metadata.name: str(task.metadata.revision) for task in named[0]}
+    basis = basis_of(reference.path, tasks.suite, tasks.local, revisions)
+    verdict = replace(verdict, basis=basis)
     if options.trace:
         return replace(verdict, trace=trace(candidate.path, reference.path, precision))
     return verdict

@@ -34,7 +34,7 @@ from nvembed_deploy.errors import InputError
 from nvembed_deploy.parity.instructions import V2_INSTRUCTIONS
 from nvembed_deploy.parity.scores import TaskRun
 from nvembed_deploy.parity.subject import Subject
-from nvembed_deploy.parity.suite import LocalTask
+from nvembed_deploy.parity.suite import SPLITS, LocalTask
 
 datasets.disable_progress_bars()
 
@@ -209,12 +209,8 @@ def _labeled(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
         split: [
             {"text": r["text"], "label": numbers[r["label"]]} for r in rows if r["split"] == split
         ]
-        for split in ("train", _SPLIT)
+        for split in SPLITS
     }
-    if not all(splits.values()):
-        raise InputError(
-            f"{task.name}: labeled.jsonl needs rows of split train and test", "mark each row"
-        )
     return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in splits.items()})
 
 

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.artifact import LAYOUT, hash_file, update_parity
-from nvembed_deploy.parity.check import Side, manifest_of
+from nvembed_deploy.parity.basis import manifest_of, reference_facts
+from nvembed_deploy.parity.check import Side
 from nvembed_deploy.parity.report_html import render
 from nvembed_deploy.parity.verdict import Verdict
 
 _TOOLS = ("nvembed-deploy", "mteb", "numpy", "onnxruntime", "torch", "transformers")
 
 
-def record(artifact: Path, verdict: Verdict, reference: Path) -> bool:
+def record(artifact: Path, verdict: Verdict) -> bool:
     """Write the verdict into an artifact's manifest; False for a checkpoint, which has none."""
     if manifest_of(artifact) is None:
         return False
-    update_parity(artifact, verdict.summary() | {"reference": reference.resolve().name})
+    update_parity(artifact, verdict.summary())
     return True
 
 
@@ -54,7 +55,7 @@ def _side(side: Side) -> dict[str, Any]:
         "device": side.device or "auto",
     }
     if manifest is None:
-        return known | {"kind": "checkpoint"}
+        return known | reference_facts(side.path)
     return known | {
         "kind": "artifact",
         "recipe": manifest.recipe,

@@ -42,7 +42,7 @@ def render(verdict: Verdict, report: dict[str, Any]) -> str:
             *_embeddings(verdict),
             *_trace(verdict),
             *_worst(verdict),
-            *_environment(report),
+            *_environment(verdict, report),
             "</body></html>\n",
         )
     )
@@ -59,6 +59,8 @@ def _head(verdict: Verdict, report: dict[str, Any]) -> Iterator[str]:
     yield f"at most {verdict.margins.score:g}, at 95 % confidence</div>"
     if verdict.reasons:
         yield "<ul>" + "".join(f"<li>{escape(reason)}</li>" for reason in verdict.reasons) + "</ul>"
+    for note in verdict.basis.notes if verdict.basis else []:
+        yield f"<div>Note: {escape(note)}</div>"
     if verdict.causes:
         yield f"<div>Where to look: {escape('; '.join(verdict.causes))}</div>"
     yield "</div>"
@@ -207,7 +209,7 @@ def _worst(verdict: Verdict) -> Iterator[str]:
     yield "</table>"
 
 
-def _environment(report: dict[str, Any]) -> Iterator[str]:
+def _environment(verdict: Verdict, report: dict[str, Any]) -> Iterator[str]:
     yield "<h2>What was compared</h2><table>"
     for side in ("candidate", "reference"):
         facts = report[side]
@@ -217,9 +219,19 @@ def _environment(report: dict[str, Any]) -> Iterator[str]:
             f"{escape(facts['runtime'])} on {escape(facts['device'])}"
             f"<div class='soft'>{escape(recipe)}</div></td></tr>"
         )
-    hashes = report["candidate"].get("sha256", {})
-    for name, digest in hashes.items():
-        yield f"<tr><td>{escape(name)}</td><td><code>{digest}</code></td></tr>"
+    for side in ("candidate", "reference"):
+        for name, digest in report[side].get("sha256", {}).items():
+            yield f"<tr><td>{side}'s {escape(name)}</td><td><code>{digest}</code></td></tr>"
+    if verdict.basis:
+        yield from _suite(verdict.basis.suite)
     versions = ", ".join(f"{k} {v}" for k, v in report["environment"].items())
     yield f"<tr><td>environment</td><td>{escape(versions)}</td></tr>"
     yield f"<tr><td>took</td><td>{report['seconds']:g} s</td></tr></table>"
+
+
+def _suite(suite: dict[str, Any]) -> Iterator[str]:
+    if "sha256" in suite:
+        what = f"{escape(suite['name'])}<br><code>{suite['sha256']}</code>"
+        yield f"<tr><td>suite</td><td>{what}</td></tr>"
+    for name, revision in suite.get("mteb", {}).items():
+        yield f"<tr><td>{escape(name)}</td><td><code>{escape(revision)}</code></td></tr>"

@@ -35,11 +35,26 @@ class TaskRun:
 
 @dataclass(frozen=True)
 class Items:
-    """Values of a task's items, and how they make its score. `unit` says what an item is."""
+    """Values of a task's items, and how they make its score. `unit` says what an item is.
+
+    `texts`, where the values are resamples, is how many texts were resampled.
+    """
 
     values: Values
     statistic: Statistic
     unit: str
+    texts: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many things were judged: however often a few are resampled, they stay few."""
+        return len(self.values) if self.texts is None else self.texts
+
+    @property
+    def described(self) -> str:
+        """The number of values, in words."""
+        drawn = "" if self.texts is None else f" of {self.texts} texts"
+        return f"{len(self.values)} {self.unit}{drawn}"
 
 
 def items_of(run: TaskRun) -> Items | None:
@@ -54,7 +69,25 @@ def items_of(run: TaskRun) -> Items | None:
     ]
     if any(part.unit != parts[0].unit for part in parts):
         return None
-    return Items(np.concatenate([p.values for p in parts]), parts[0].statistic, parts[0].unit)
+    texts = None if parts[0].texts is None else sum(part.texts or 0 for part in parts)
+    values = np.concatenate([part.values for part in parts])
+    return Items(values, parts[0].statistic, parts[0].unit, texts)
+
+
+def count_rows(run: TaskRun) -> int:
+    """Return how many rows of data a score rests on; 0 where they cannot be counted."""
+    try:
+        return sum(
+            _num_rows(_data(run.dataset, found["hf_subset"])[split])
+            for split, subsets in run.scores.items()
+            for found in subsets
+        )
+    except (AttributeError, KeyError, TypeError):
+        return 0
+
+
+def _num_rows(rows: Any) -> int:  # noqa: ANN401 - a Dataset, or the tables of a retrieval
+    return len(rows["queries"] if isinstance(rows, dict) else rows)
 
 
 def _data(dataset: Any, subset: str) -> Any:  # noqa: ANN401 - mteb's nesting
@@ -149,10 +182,11 @@ def _classification(_: TaskRun, split: str, predicted: Any, data: Any) -> Items:
     return Items(right_EN.mean(axis=0), mean_of, "examples")
 
 
-def _clustering(run: TaskRun, split: str, _: Any, __: Any) -> Items:  # noqa: ANN401
+def _clustering(run: TaskRun, split: str, _: Any, data: Any) -> Items:  # noqa: ANN401
     """Return the V-measures of mteb's seeded resamples, which are the same for both models."""
     levels = run.scores[split][0]["v_measures"]
-    return Items(np.concatenate([np.array(v) for v in levels.values()]), mean_of, "resamples")
+    values = np.concatenate([np.array(v) for v in levels.values()])
+    return Items(values, mean_of, "resamples", len(data[split]))
 
 
 def _summarization(_: TaskRun, __: str, predicted: Any, ___: Any) -> Items:  # noqa: ANN401

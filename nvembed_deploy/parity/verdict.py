@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from nvembed_deploy.parity.basis import Basis
 from nvembed_deploy.parity.bootstrap import Interval, paired_interval
 from nvembed_deploy.parity.embedding import EmbeddingParity
 from nvembed_deploy.parity.margins import Margins
-from nvembed_deploy.parity.scores import TaskRun, items_of
+from nvembed_deploy.parity.scores import TaskRun, count_rows, items_of
 from nvembed_deploy.parity.trace import Trace
 
 _DRIFT = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp8": 5e-2, "int8": 5e-2}
@@ -22,6 +23,11 @@ _FAR_MORE = 8
 give 19 and more, the others at most 4.2 either way."""
 _LENGTH = 1e-3
 """Most that an embedding's length may differ from 1."""
+LEAST_ITEMS = 20
+"""Fewest queries, pairs, examples or texts that show anything. Resamples of items that all lost
+nothing lose nothing, so the interval of one query has no width. Of 20 at least one is hit by a loss
+that hits one in seven, at 95 % ((6/7)^20 = 0.046); and percentile intervals of fewer are too
+narrow."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,15 @@ class TaskParity:
     reference: float
     candidate: float
     interval: Interval | None
+    count: int
+    """How many items were judged; rows of data where the items are unknown."""
     passed: bool
     reason: str
+
+    @property
+    def is_too_small(self) -> bool:
+        """Whether so few items show nothing."""
+        return self.count < LEAST_ITEMS
 
     @property
     def difference(self) -> float:
@@ -59,6 +72,8 @@ class Verdict:
     precision: str
     trace: Trace | None = None
     """Where the sides part, if it was asked for."""
+    basis: Basis | None = None
+    """Which reference and which tasks."""
 
     def summary(self) -> dict[str, Any]:
         """Return what the manifest keeps: the answer and its numbers, no texts."""
@@ -77,29 +92,35 @@ class Verdict:
                     "reference": round(t.reference, 6),
                     "candidate": round(t.candidate, 6),
                     "interval": [t.interval.low, t.interval.high] if t.interval else None,
+                    "count": t.count,
                     "passed": t.passed,
                 }
                 for t in self.tasks
             },
             "embedding": embedding,
             "trace": asdict(self.trace) if self.trace else None,
+            **(asdict(self.basis) if self.basis else {}),
         }
 
 
 def compare_task(candidate: TaskRun, reference: TaskRun, margin: float, seed: int) -> TaskParity:
     """Decide by non-inferiority: the interval's lower end is above minus the margin.
 
-    A task whose items are unknown is decided by the difference alone, and says so.
+    A task whose items are unknown is decided by the difference alone, and says so. Fewer than
+    `LEAST_ITEMS`, or an unknown number, do not pass.
     """
     ours, theirs = items_of(candidate), items_of(reference)
-    interval = None
+    interval, count = None, count_rows(reference)
+    how = f"no items: the difference alone, of {count or 'an unknown number of'} rows"
     if ours is not None and theirs is not None:
-        interval = paired_interval(ours, theirs, seed)
+        interval, count = paired_interval(ours, theirs, seed), theirs.count
+        how = theirs.described
     difference = candidate.score - reference.score
     lowest = interval.low if interval else difference
-    passed = lowest >= -margin
-    how = f"{interval.items} {interval.unit}" if interval else "no items: the difference alone"
-    if not passed and difference >= -margin:
+    passed = lowest >= -margin and count >= LEAST_ITEMS
+    if count < LEAST_ITEMS:
+        how += f"; too few to show anything, {LEAST_ITEMS} are needed"
+    elif not passed and difference >= -margin:
         how += "; too few to show it"
     reason = f"{difference:+.4f}, at least {lowest:+.4f} ({how}); margin -{margin:g}"
     return TaskParity(
@@ -110,6 +131,7 @@ def compare_task(candidate: TaskRun, reference: TaskRun, margin: float, seed: in
         reference=reference.score,
         candidate=candidate.score,
         interval=interval,
+        count=count,
         passed=passed,
         reason=reason,
     )
@@ -122,6 +144,10 @@ def decide(
     reasons = [f"{task.name}: {task.metric} {task.reason}" for task in tasks if not task.passed]
     reasons += _embedding_reasons(embedding, margins, precision)
     causes = likely_causes(embedding, margins) if reasons else []
+    if any(task.is_too_small for task in tasks):
+        causes.append(
+            f"tasks of at least {LEAST_ITEMS} queries, pairs, examples or texts are needed"
+        )
     return Verdict(not reasons, reasons, causes, tasks, embedding, margins, precision)
 
 

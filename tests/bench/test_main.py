@@ -70,6 +70,31 @@ def test_a_missing_folder_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> 
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--mix", "querys"], "mix is 'querys'"),
+        (["--json", "gone/x.json"], "--json gone/x.json lies in a folder that does not exist"),
+        (["--html", "gone/x.html"], "--html gone/x.html lies in a folder that does not exist"),
+        (["--json", "."], "--json . is a folder"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_a_side_is_started(  # noqa: PLR0913, PLR0917 - fixtures
+    tiny_artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    problem: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(tiny_artifact.resolve()), *words, *QUICK]) == 2
+    log = capsys.readouterr().err
+    assert problem in log
+    assert "start " not in log
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("measured", "code"), [(0.001, 0), (1000.0, 1)])
 def test_the_gate_decides_the_exit_code(  # noqa: PLR0913, PLR0917 - fixtures
     measured: float,

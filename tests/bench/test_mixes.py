@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nvembed_deploy.bench.mixes import SHAPES, make_mix
+from nvembed_deploy.bench.mixes import DEFAULT, REAL, SHAPES, check_mix, make_mix
 from nvembed_deploy.errors import InputError, RecipeError
 
 
@@ -69,12 +69,19 @@ def test_the_real_mix_holds_both_kinds() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("querys", InputError), ("x.jsonl", InputError)])
 def test_an_unknown_mix_is_refused(name: str, kind: type[Exception]) -> None:
-    with pytest.raises(kind, match="expected queries, passages, long, real"):
-        make_mix(name, lengths, 4096)
+    for ask in (check_mix, lambda mix: make_mix(mix, lengths, 4096)):
+        with pytest.raises(kind, match="expected queries, passages, long, real"):
+            ask(name)
+
+
+def test_a_known_mix_needs_no_model_to_be_checked() -> None:
+    for name in (*DEFAULT, REAL):
+        check_mix(name)
 
 
 def test_a_file_that_is_no_jsonl_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("no json\n")
-    with pytest.raises(RecipeError, match=r"mix .*mine.jsonl, line 1"):
-        make_mix(str(path), lengths, 4096)
+    for ask in (check_mix, lambda mix: make_mix(mix, lengths, 4096)):
+        with pytest.raises(RecipeError, match=r"mix .*mine.jsonl, line 1"):
+            ask(str(path))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from nvembed_deploy.bench.report_html import render
+from nvembed_deploy.bench.table import print_report
 from tests.bench import made
 
 NUMBER = re.compile(r"\s(?:x1?|x2|y1?|y2|cx|cy|width|height)='([^']*)'")
@@ -36,6 +40,23 @@ def test_the_drawings_are_sound_and_within_their_frame(scaling: None) -> None:
 def test_nothing_is_fetched_or_run() -> None:
     page = render(made.report(made.scaling()))
     assert not re.search(r"https?://|<script|<link|@import", page)
+
+
+def test_settings_are_words() -> None:
+    effort = {"seconds": 20.0, "rounds": 5, "texts": None}
+    page = render(replace(made.report(), settings={"effort": effort, "starts": 2}))
+    assert "<td>effort</td><td>20 seconds, 5 rounds</td>" in page
+    assert "<td>starts</td><td>2</td>" in page
+
+
+@pytest.mark.parametrize(("texts", "is_said"), [(None, False), (8, False), (9, True)])
+def test_fewer_texts_than_were_asked_for_are_said(texts: int | None, is_said: bool) -> None:
+    report = replace(made.report(), settings={"effort": {"texts": texts}})
+    said = "8 texts (all that it holds; --texts is 9) of 10 to 20 tokens"
+    shown = StringIO()
+    print_report(report, Console(file=shown, width=200))
+    assert (said in shown.getvalue()) is is_said
+    assert (said in render(report)) is is_said
 
 
 def test_names_are_escaped() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nvembed_deploy.parity.suite import KINDS
+from nvembed_deploy.parity.verdict import LEAST_ITEMS
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "another", "text", "of", "many", "words")
 
@@ -23,19 +24,19 @@ def _rows(kind: str) -> dict[str, list[dict[str, Any]]]:
     if kind in {"retrieval", "reranking"}:
         tables = {
             "corpus": [{"_id": f"d{i}", "text": text(i)} for i in range(14)],
-            "queries": [{"_id": f"q{i}", "text": text(i)[:12]} for i in range(8)],
+            "queries": [{"_id": f"q{i}", "text": text(i)[:12]} for i in range(LEAST_ITEMS)],
         }
         if kind == "reranking":
             tables["top_ranked"] = [
                 {"query-id": f"q{i}", "corpus-ids": [f"d{j}" for j in range(i % 4, 14)]}
-                for i in range(8)
+                for i in range(LEAST_ITEMS)
             ]
         return tables
     if kind in {"sts", "pair_classification"}:
         truth: dict[str, Any] = {"sts": "score", "pair_classification": "label"}
         rows = [
             {"sentence1": text(i), "sentence2": text(i + 9), truth[kind]: (i * 7) % 5 % 2}
-            for i in range(20)
+            for i in range(LEAST_ITEMS)
         ]
         return {"pairs": rows}
     if kind == "classification":
@@ -70,6 +71,8 @@ def write_suite(folder: Path, kinds: tuple[str, ...] = tuple(KINDS)) -> Path:
         for stem, rows in _rows(kind).items():
             (task / f"{stem}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         if kind in {"retrieval", "reranking"}:
-            lines = [f"q{i}\td{j}\t{1 + j % 2}" for i in range(8) for j in (i, i + 3)]
+            lines = [
+                f"q{i}\td{j % 14}\t{1 + j % 2}" for i in range(LEAST_ITEMS) for j in (i, i + 3)
+            ]
             (task / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines))
     return folder

@@ -22,8 +22,9 @@ from nvembed_deploy.model.nvembed import NVEmbed, build_model, load_model
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.parity.embedding import compare_embeddings
 from nvembed_deploy.parity.margins import MARGINS
+from nvembed_deploy.parity.scores import TaskRun
 from nvembed_deploy.parity.subject import Subject, Text
-from nvembed_deploy.parity.verdict import Verdict, decide
+from nvembed_deploy.parity.verdict import LEAST_ITEMS, Verdict, compare_task, decide
 from nvembed_deploy.runtimes.encoder import Encoder
 from nvembed_deploy.runtimes.reference_runtime import ReferenceRuntime
 from nvembed_deploy.text import Batch, Tokenizer
@@ -239,3 +240,61 @@ def test_an_overflow_is_refused_before_any_score(
     planter.model.get_parameter("backbone.decoder.layers.0.mlp.down_proj.weight")[3] = np.inf
     with pytest.raises(ArtifactError, match="not finite"):
         judge(planter, reference, tmp_path)
+
+
+def asked(count: int) -> TaskRun:
+    """Return a task of `count` queries, each answered rightly."""
+    truth = {f"q{i}": {"d": 1} for i in range(count)}
+    found = {query: {"d": 0.5} for query in truth}
+    data = {"default": {"test": {"relevant_docs": truth}}}
+    predictions = {"default": {"test": found}}
+    return TaskRun("t", "Retrieval", "ndcg_at_10", "", 1.0, {}, predictions, data)
+
+
+def clustered(texts: int, samples: int) -> TaskRun:
+    """Return a task of `texts` texts that mteb drew `samples` times."""
+    scores = {"test": [{"hf_subset": "default", "v_measures": {"Level 0": [0.5] * samples}}]}
+    data = {"test": [{"sentences": str(i)} for i in range(texts)]}
+    predictions = {"default": {"test": [0]}}
+    return TaskRun("t", "Clustering", "v_measure", "", 0.5, scores, predictions, data)
+
+
+def translated(rows: int) -> TaskRun:
+    """Return a task of a kind whose items are not known."""
+    scores = {"test": [{"hf_subset": "fr-en"}]}
+    data = {"fr-en": {"test": [{"sentence1": "a"}] * rows}}
+    return TaskRun("t", "BitextMining", "f1", "", 0.5, scores, {}, data)
+
+
+@pytest.mark.parametrize(
+    ("few", "said"),
+    [
+        (asked(1), "(1 queries; too few to show anything, 20 are needed)"),
+        (asked(LEAST_ITEMS - 1), "(19 queries; too few to show anything, 20 are needed)"),
+        (clustered(5, 200), "(200 resamples of 5 texts; too few to show anything, 20 are needed)"),
+        (translated(3), "difference alone, of 3 rows; too few to show anything, 20 are needed)"),
+        (replace(translated(3), scores={}), "of an unknown number of rows; too few"),
+    ],
+)
+def test_a_task_of_few_items_does_not_pass_however_equal_they_are(few: TaskRun, said: str) -> None:
+    found = compare_task(few, few, 1.0, 0)
+    assert not found.passed
+    assert said in found.reason
+
+
+@pytest.mark.parametrize(
+    "run", [asked(LEAST_ITEMS), asked(300), clustered(100, 10), translated(LEAST_ITEMS)]
+)
+def test_equal_items_pass_where_there_are_enough(run: TaskRun) -> None:
+    found = compare_task(run, run, 0.0, 0)
+    assert (found.passed, found.difference) == (True, 0.0)
+
+
+def test_where_items_are_too_few_the_remedy_is_more_of_them(
+    planter: Planter, reference: Subject, tmp_path: Path
+) -> None:
+    embedding = judge(planter, reference, tmp_path).embedding
+    task = compare_task(asked(1), asked(1), 0.1, 0)
+    verdict = decide([task], embedding, MARGINS["fp32"], "fp32")
+    assert not verdict.passed
+    assert verdict.causes == ["tasks of at least 20 queries, pairs, examples or texts are needed"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nvembed_deploy.artifact import read_manifest
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.parity.__main__ import main
 from nvembed_deploy.runtimes import load_encoder
@@ -45,12 +46,51 @@ def test_an_artifact_of_the_checkpoint_may_replace_it(
         assert encoder.encode("the cat").shape == (64,)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["passed"] is True
+    assert report["reference"]["sha256"] == report["basis"]["reference"]["sha256"]
     assert {task["name"] for task in report["tasks"]} == {"small_retrieval", "small_sts"}
     assert all(task["interval"] for task in report["tasks"])
     assert report["candidate"]["sha256"]["model.onnx"]
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Yes: it may replace the reference" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_recorded_verdict_says_against_what_and_on_what(
+    run: Run, artifact: Path, tiny_assembled: Path, tmp_path: Path
+) -> None:
+    assert run(artifact, "--reference", tiny_assembled) == 0
+    manifest = read_manifest(artifact)
+    assert manifest.parity is not None
+    found = manifest.parity["reference"]
+    assert found == {
+        "name": tiny_assembled.name,
+        "kind": "checkpoint",
+        "sha256": manifest.source["sha256"],
+    }
+    assert manifest.parity["suite"]["name"] == "suite"
+    first = manifest.parity["suite"]["sha256"]
+    assert str(tmp_path) not in json.dumps(manifest.parity)
+    with (tmp_path / "suite" / "small_sts" / "pairs.jsonl").open("a") as file:
+        file.write('{"sentence1": "a cat", "sentence2": "a mat", "score": 1}\n')
+    assert run(artifact, "--reference", tiny_assembled) == 0
+    changed = read_manifest(artifact).parity
+    assert changed is not None
+    assert changed["suite"]["sha256"] != first
+
+
+def test_a_quantised_reference_is_never_recorded(
+    run: Run, artifact: Path, tmp_path: Path, capsys
+) -> None:
+    quantised = shutil.copytree(artifact, tmp_path / "quantised")
+    described = json.loads((quantised / "manifest.json").read_text())
+    described["linears"] = {"int8": 14, "fp32": 1}
+    (quantised / "manifest.json").write_text(json.dumps(described))
+    assert run(artifact, "--reference", quantised, "--dry-run") == 2
+    assert "the reference is quantised itself (linears: 14 int8" in capsys.readouterr().err
+    assert run(artifact, "--reference", quantised, "--no-record", "--out", tmp_path / "out") == 0
+    assert "what it lost is not in this" in " ".join(capsys.readouterr().out.split())
+    assert "Note: the reference is quantised" in (tmp_path / "out" / "report.html").read_text()
+    assert read_manifest(artifact).parity is None
 
 
 def test_another_model_may_not(
@@ -104,9 +144,18 @@ def test_a_dry_run_says_what_and_computes_nothing(
     assert run(artifact, "--reference", tiny_assembled, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "small_sts" in out
-    assert "62 texts" in out
+    assert "74 texts" in out
     assert "instruction: do retrieval" in out
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(
+    run: Run, artifact: Path, tiny_assembled: Path, tmp_path: Path, capsys
+) -> None:
+    path = tmp_path / "suite" / "small_retrieval" / "corpus.jsonl"
+    path.write_text(path.read_text() + '{"_id": "d3", "text": "a cat"}\n')
+    assert run(artifact, "--reference", tiny_assembled, "--dry-run") == 2
+    assert "line 15: _id is 'd3', as on line 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -125,6 +174,19 @@ def test_wrong_input_is_two_lines(
     err = capsys.readouterr().err
     assert problem in err
     assert err.count("\n") == 2
+
+
+def test_a_suite_of_one_query_shows_nothing(
+    run: Run, artifact: Path, tiny_assembled: Path, tmp_path: Path, capsys
+) -> None:
+    qrels = tmp_path / "suite" / "small_retrieval" / "qrels.tsv"
+    qrels.write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\n")
+    assert run(artifact, "--reference", tiny_assembled) == 1
+    err = capsys.readouterr().err
+    assert "(1 queries; too few to show anything, 20 are needed)" in err
+    assert "fix: tasks of at least 20 queries" in err
+    with pytest.raises(ArtifactError, match="a failed verdict"):
+        load_encoder(artifact, "onnx", require_parity=True)
 
 
 def test_widths_that_differ_are_refused(run: Run, artifact: Path, tmp_path: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from nvembed_deploy.errors import InputError
 from nvembed_deploy.parity.suite import BUILT_IN, KINDS, count_texts, count_words, read_suite
 
 RETRIEVAL = "python_code_retrieval"
+LABELED = "wordnet_classification"
 
 
 def test_the_built_in_suite_is_small_and_has_most_kinds() -> None:
@@ -56,6 +58,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "text of a wrong kind": (append("corpus.jsonl", '{"_id": "x", "text": 3}'), "text is 3"),
     "unknown query": (append("qrels.tsv", "q?\td1\t1"), "qrels.tsv, line 52: 'q?"),
     "no score": (append("qrels.tsv", "q1\td1"), "qrels.tsv, line 52"),
+    "an id twice": (
+        append("corpus.jsonl", '{"_id": "d4", "text": "x"}'),
+        "corpus.jsonl, line 71: _id is 'd4', as on line 1",
+    ),
+    "no qrels": (lambda f: (f / "qrels.tsv").write_text("\n"), "qrels has no row"),
     "no json": (lambda f: (f / "task.json").write_text("["), "task.json: "),
 }
 
@@ -70,6 +77,39 @@ def test_a_fault_is_named_with_file_and_line(
         read_suite(tmp_path / "suite")
     assert problem in caught.value.problem.removeprefix(str(folder) + "/")
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (('"test"', '"dev"'), r"line \d+: split is 'dev'"),
+        (('"test"', '"train"'), "no row is of split test"),
+        (('"train"', '"test"'), "no row is of split train"),
+    ],
+)
+def test_splits_that_nothing_can_be_judged_on_are_refused(
+    tmp_path: Path, change: tuple[str, str], problem: str
+) -> None:
+    folder = shutil.copytree(BUILT_IN / LABELED, tmp_path / "suite" / LABELED)
+    path = folder / "labeled.jsonl"
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(InputError, match=problem):
+        read_suite(tmp_path / "suite")
+
+
+def test_a_label_other_than_0_and_1_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(BUILT_IN / "wordnet_pairs", tmp_path / "suite" / "pairs")
+    append("pairs.jsonl", '{"sentence1": "a", "sentence2": "b", "label": 2}')(folder)
+    with pytest.raises(InputError, match="line 61: label is 2"):
+        read_suite(tmp_path / "suite")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    folder = shutil.copytree(BUILT_IN / RETRIEVAL, tmp_path / "suite" / RETRIEVAL)
+    for path in folder.iterdir():
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    (task,) = read_suite(tmp_path / "suite")
+    assert task.tables == read_suite(BUILT_IN, (RETRIEVAL,))[0].tables
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda p: None])

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nvembed_deploy.errors import InputError
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.parity.trace import layer_states, trace

@@ -12,7 +12,8 @@ from demo import demo
 from nvembed_deploy import load_encoder
 from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.errors import MissingPackageError
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.model.weights import open_weights
 from nvembed_deploy.spec import PoolerForm, Precision

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import load_recipe
 from nvembed_deploy.parity.__main__ import main
 

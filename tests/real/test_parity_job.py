@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from demo import demo
-from nvembed_deploy.export.pipeline import plan_export, run_export
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import load_recipe
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.parity.__main__ import main
