@@ -75,7 +75,6 @@ TESTED_IN = {
     "bench/competitors/traced_graph": "bench/competitors/test_same_model",
     "bench/competitors/weights": "bench/competitors/test_same_model",
     "__main__": "test_cold_import",
-    "export/progress": "test_cold_import",
     "parity/check": "parity/test_main",
     "parity/embedding": "parity/test_faults",
     "parity/margins": "parity/test_faults",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from nvembed_deploy import cli
@@ -57,13 +56,12 @@ def compile_engine(args: argparse.Namespace) -> None:
     """Run the command."""
     from nvembed_deploy.export.engine_add import add_engine
     from nvembed_deploy.export.engine_options import engine_options
-    from nvembed_deploy.export.progress import SilentProgress, TerminalProgress
+    from nvembed_deploy.export.progress import progress_for
 
     options, mistake = engine_options(_table(args))
     if options is None:
         raise RecipeError(str(mistake), "see nvembed-deploy compile --help")
-    progress = SilentProgress() if args.json or not sys.stderr.isatty() else TerminalProgress()
-    with progress.step("engine", 100) as advance:
+    with progress_for(is_quiet=args.json).step("engine", 100) as advance:
         name, record, is_new = add_engine(
             args.artifact, options, overwrite=args.overwrite, advance=advance
         )

@@ -156,11 +156,13 @@ def export(args: argparse.Namespace) -> None:
         return
     _check_packages()
     _check_space(plan, out)
+    from nvembed_deploy.export.progress import progress_for
     from nvembed_deploy.model.device import told_if_full
 
     started = time.monotonic()
     with told_if_full(recipe.device):
-        manifest = run_export(planned, out, overwrite=args.overwrite, progress=_progress(args.json))
+        progress = progress_for(is_quiet=args.json)
+        manifest = run_export(planned, out, overwrite=args.overwrite, progress=progress)
     seconds = time.monotonic() - started
     if args.json:
         cli.say(json.dumps({"out": str(out), "seconds": seconds, **manifest.to_dict()}, indent=2))
@@ -207,12 +209,6 @@ def _paths(recipe: ExportRecipe) -> tuple[Path, Path]:
             "name it on the command line (export CHECKPOINT OUT) or in the recipe",
         )
     return Path(recipe.checkpoint), Path(recipe.out)
-
-
-def _progress(quiet: bool) -> Any:  # noqa: ANN401 - imported late
-    from nvembed_deploy.export.progress import SilentProgress, TerminalProgress
-
-    return SilentProgress() if quiet or not sys.stderr.isatty() else TerminalProgress()
 
 
 def _check_packages() -> None:

@@ -70,6 +70,8 @@ class CalibrationRecord:
             ArtifactError: there is none, or it is not one.
         """
         path = artifact / LAYOUT.calibration
+        if not artifact.is_dir():
+            raise ArtifactError(f"ranges: there is no folder {artifact}", "correct the path")
         try:
             data: Any = json.loads(path.read_text(encoding="utf-8"))
             ranges = {
@@ -113,7 +115,10 @@ class CalibrationRecord:
             changed = ", ".join(dict.fromkeys(name for name, _ in names))
             problem = f"they are another checkpoint's: {changed} differs"
         elif self.rotation != rotation:
-            problem = f"rotation has seed {rotation} here, and {self.rotation} there (None: not)"
+            here, there = (
+                f"seed {s}" if s is not None else "none" for s in (rotation, self.rotation)
+            )
+            problem = f"they are of another precision or seed: rotation {here} here, {there} there"
         else:
             missing = [n for n in static if n not in self.ranges or not self.ranges[n].scale]
             missing += [n for n in outputs if n not in self.ranges or not self.ranges[n].output]

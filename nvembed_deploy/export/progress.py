@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from nvembed_deploy.cli import human_seconds
+
 Advance = Callable[[int], None]
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress(Protocol):
@@ -24,6 +29,28 @@ class SilentProgress:
     def step(self, name: str, total: int | None) -> Iterator[Advance]:
         """See `Progress`."""
         yield lambda _: None
+
+
+class LogProgress:
+    """Writes a line on standard error now and then: for logs, of hours of calibration too."""
+
+    @contextmanager
+    def step(self, name: str, total: int | None) -> Iterator[Advance]:
+        """See `Progress`. A step of less than half a minute says nothing."""
+        started = said = time.monotonic()
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done, said
+            done += amount
+            now = time.monotonic()
+            if total and now - said >= _SECONDS_BETWEEN_LINES:
+                said, left = now, (now - started) * (total - done) / max(done, 1)
+                took = human_seconds(now - started)
+                line = f"{name}: {done / total:.0%} in {took}, about {human_seconds(left)} left"
+                print(line, file=sys.stderr, flush=True)  # noqa: T201 - what this class is for
+
+        yield advance
 
 
 class TerminalProgress:
@@ -49,3 +76,10 @@ class TerminalProgress:
             task = bars.add_task(name, total=total if total is not None else 1)
             yield lambda amount: bars.advance(task, amount)
             bars.update(task, completed=total if total is not None else 1)
+
+
+def progress_for(*, is_quiet: bool) -> Progress:
+    """Return what suits the command: bars on a terminal, lines in a log."""
+    if is_quiet:
+        return SilentProgress()
+    return TerminalProgress() if sys.stderr.isatty() else LogProgress()

@@ -79,7 +79,7 @@ def test_the_same_export_twice_has_the_same_bytes(
     ("change", "named"),
     [
         ({"checkpoint": {"config.json": "0"}}, "another checkpoint's: config.json"),
-        ({"rotation": 5}, "rotation has seed 0 here, and 5 there"),
+        ({"rotation": 5}, "rotation seed 0 here, seed 5 there"),
         ({"ranges": {}}, "linears have no such range"),
     ],
 )
