@@ -60,6 +60,7 @@ bench: install ## export memory, time and disk at full width; LAYERS=32 is NV-Em
 	$(BIN)/python -m benchmarks.lean_export --layers $(LAYERS)
 
 perf: demo ## the demo's speed beside others, held against benchmarks/ratios.toml (10 minutes)
+	@mkdir -p build/perf
 	$(BIN)/nvembed-deploy export build/demo/checkpoint build/perf/int8-cpu --precision int8-cpu \
 		--rounding nearest --overwrite
 	$(BIN)/python -m nvembed_deploy.bench fp32=build/demo/artifact int8-cpu=build/perf/int8-cpu \

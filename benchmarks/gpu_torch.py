@@ -34,7 +34,7 @@ from nvembed_deploy.bench.competitors.plain_forward import PerTextLatentPooler
 from nvembed_deploy.bench.flops import model_flops
 from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
 from nvembed_deploy.model.nvembed import NVEmbed
-from nvembed_deploy.model.packed.fp8_product import NO_ROW_SCALES
+from nvembed_deploy.model.packed.fp8_product import NO_ROW_SCALES, row_scales
 from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
 from nvembed_deploy.runtimes.reference_runtime import ReferenceRuntime
 from nvembed_deploy.spec import ModelSpec
@@ -103,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, found in measure(run, args.only or SIDES, expected):
         result["sides"][name] = found
         result["fp8_shapes_without_row_scales"] = sorted(NO_ROW_SCALES)
+        if run.device.type == "cuda":
+            result["fp8_row_scales"] = row_scales(run.device, torch.bfloat16).value
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))  # noqa: T201
@@ -140,18 +142,23 @@ def limits(run: Run) -> dict[str, float]:
 def reference_rows(run: Run) -> tuple[str, NDArray[np.float32]]:
     """Return the padded model's format and rows; bfloat16 where float32 (31 GB) does not fit."""
     for dtype in (torch.float32, torch.bfloat16):
+        rows = padded_rows(run, dtype)
+        give_back()  # not before its frames are gone
+        if rows is not None:
+            return str(dtype).removeprefix("torch."), rows
+    raise SystemExit("error: the model does not fit this GPU in bfloat16\nfix: give --layers 16")
+
+
+def padded_rows(run: Run, dtype: torch.dtype) -> NDArray[np.float32] | None:
+    """Return what the padded model gives; None where there is too little memory for it."""
+    try:
+        reference = ReferenceRuntime(run.model(dtype), run.device)
         try:
-            reference = ReferenceRuntime(run.model(dtype), run.device)
-            rows = embed_compared(run, reference.embed)
+            return embed_compared(run, reference.embed)
+        finally:
             reference.close()
-        except torch.OutOfMemoryError:
-            if dtype is torch.bfloat16:
-                raise
-            give_back()
-            continue
-        give_back()
-        return str(dtype).removeprefix("torch."), rows
-    raise AssertionError("unreachable")
+    except torch.OutOfMemoryError:
+        return None
 
 
 def measure(

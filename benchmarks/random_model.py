@@ -11,10 +11,8 @@ import torch
 from benchmarks.random_tensor import RandomTensor
 from nvembed_deploy.model.names import expected_shapes
 from nvembed_deploy.model.nvembed import NVEmbed, load_model
-from nvembed_deploy.model.packed.attention import reads_cuts
 from nvembed_deploy.model.packed.kernels import Kernels
 from nvembed_deploy.model.packed.loader import Loader
-from nvembed_deploy.model.packed.model import PackedModel
 from nvembed_deploy.model.packed.reader import CodesReader, Reader, checkpoint_reader, no_codes
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.runtimes.packed_runtime import PackedRuntime
@@ -48,9 +46,7 @@ class RandomModel:
         read, dtype = checkpoint_reader(self.weights), torch.bfloat16
         codes = self._codes(read) if "artifact" in name else no_codes
         loader = Loader(read, dtype, self.device, kernels, "fp8" in name, codes)
-        is_replayable = reads_cuts(self.device, dtype, self.spec.backbone.head_width)
-        graphs = RuntimeOptions().cuda_graphs if is_replayable else 0
-        return PackedRuntime(PackedModel.load(self.spec, loader), graphs=graphs)
+        return PackedRuntime.load(self.spec, loader, RuntimeOptions().cuda_graphs)
 
     def _codes(self, read: Reader) -> CodesReader:
         from benchmarks.random_codes import RandomCodes  # needs ml_dtypes too

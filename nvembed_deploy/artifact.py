@@ -18,7 +18,15 @@ from typing import Any, Literal
 
 from nvembed_deploy.engine_record import EngineRecord
 from nvembed_deploy.errors import ArtifactError, InputError
-from nvembed_deploy.manifest import REEXPORT, FileRecord, Manifest, WeightsSize, check_parity
+from nvembed_deploy.manifest import (
+    LAYOUT,
+    REEXPORT,
+    FileRecord,
+    Layout,
+    Manifest,
+    WeightsSize,
+    check_parity,
+)
 from nvembed_deploy.staging import staged_folder, sync
 
 __all__ = [
@@ -49,24 +57,6 @@ Progress = Callable[[str, int, int], None]
 """Called while a file is read: its name, bytes done, bytes in all."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Names inside an artifact folder.
-
-    `weights` is a safetensors file whose tensor names are the graph's initializer names; the
-    graph refers to it by offset.
-    """
-
-    manifest: str = "manifest.json"
-    graph: str = "model.onnx"
-    weights: str = "model.onnx_data"
-    tokenizer: str = "tokenizer.json"
-    config: str = "config.json"
-    calibration: str = "calibration.json"
-    engines: str = "engines"
-
-
-LAYOUT = Layout()
 REQUIRED_FILES = (LAYOUT.graph, LAYOUT.weights, LAYOUT.tokenizer)
 
 
@@ -106,8 +96,8 @@ def open_artifact(
     Args:
         path: the folder.
         verify: "fast" checks the size of every listed file and the sha256 of all but the
-            weights and engines; "full" reads those too. An engine that is gone or cut short is
-            left out with a warning: the graph is whole, and another can be compiled.
+            weights and engines, and leaves out engines that are gone or cut short, with a warning:
+            the graph is whole, and another can be compiled. "full" reads all and refuses those.
         progress: called while files are read.
 
     Raises:
@@ -119,7 +109,9 @@ def open_artifact(
         raise InputError(
             f"verify is {verify!r}, expected one of {', '.join(VERIFY)}", "leave it out for fast"
         )
-    manifest = _without_lost_engines(path, read_manifest(path))
+    manifest = read_manifest(path)
+    if verify == "fast":
+        manifest = _without_lost_engines(path, manifest)
     missing = [name for name in REQUIRED_FILES if name not in manifest.files]
     if missing:
         raise ArtifactError(f"{path / LAYOUT.manifest} does not list {missing}", REEXPORT)
@@ -238,16 +230,25 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
 
 
 def _without_lost_engines(folder: Path, manifest: Manifest) -> Manifest:
-    lost = []
-    for name in manifest.engines.keys() & manifest.files.keys():
-        try:
-            _check_size(folder, name, manifest.files[name])
-        except ArtifactError as error:
-            logger.warning("%s; it is used without this engine", error.problem)
-            lost.append(name)
+    """Return what a manifest says of an artifact whose engines may be gone or cut short."""
+    lost = {name for name in manifest.engines if _is_lost(folder / name, manifest.files.get(name))}
+    for name in sorted(lost):
+        logger.warning("%s is gone or cut short; it is used without this engine", folder / name)
     kept = {name: record for name, record in manifest.engines.items() if name not in lost}
     files = {name: record for name, record in manifest.files.items() if name not in lost}
     return replace(manifest, engines=kept, files=files)
+
+
+def _is_lost(file: Path, record: FileRecord | None) -> bool:
+    return record is None or not file.is_file() or file.stat().st_size != record.bytes
+
+
+def _advice(folder: Path, name: str) -> str:
+    """Say what to do about a file that is not as the manifest says."""
+    is_engine = name.startswith(f"{LAYOUT.engines}/")
+    return (
+        f"compile it anew: nvembed-deploy compile {folder} --overwrite" if is_engine else REEXPORT
+    )
 
 
 def _check_size(folder: Path, name: str, record: FileRecord) -> None:
@@ -259,10 +260,12 @@ def _check_size(folder: Path, name: str, record: FileRecord) -> None:
             "copy the folder with the files themselves: cp -rL",
         )
     if not file.is_file():
-        raise ArtifactError(f"{file} is missing, but the manifest lists it", REEXPORT)
+        raise ArtifactError(f"{file} is missing, but the manifest lists it", _advice(folder, name))
     size = file.stat().st_size
     if size != record.bytes:
-        raise ArtifactError(f"{file}: got {size} bytes, expected {record.bytes}", REEXPORT)
+        raise ArtifactError(
+            f"{file}: got {size} bytes, expected {record.bytes}", _advice(folder, name)
+        )
 
 
 def _is_large(name: str) -> bool:
@@ -273,12 +276,9 @@ def _is_large(name: str) -> bool:
 def _check_hash(folder: Path, name: str, record: FileRecord, progress: Progress | None) -> None:
     got = hash_file(folder / name, progress)
     if got != record.sha256:
-        is_engine = name.startswith(f"{LAYOUT.engines}/")
         raise ArtifactError(
             f"{folder / name} was changed: got sha256 {got}, expected {record.sha256}",
-            f"nvembed-deploy compile {folder} --overwrite ..., or delete it"
-            if is_engine
-            else REEXPORT,
+            _advice(folder, name),
         )
 
 

@@ -28,7 +28,7 @@ from nvembed_deploy.config import (
     what_fits,
 )
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.spec import ModelSpec, PoolerSpec, TextSpec
+from nvembed_deploy.spec import MIN_TOKENS, ModelSpec, PoolerSpec, TextSpec
 from nvembed_deploy.tensorfile import open_tensor_folder, open_tensors
 
 DESCRIPTION = "checkpoint.json"
@@ -46,8 +46,6 @@ _KINDS: dict[str, type] = {
     "text": dict,
     "prompts": dict,
 }
-_MIN_TOKENS = 3
-"""Of text.max_tokens: BOS, one token, EOS."""
 _Part = TypeVar("_Part", PoolerSpec, TextSpec)
 
 
@@ -249,7 +247,7 @@ def _changed(spec: _Part, description: dict[str, Any], section: str, path: Path)
     clean: dict[str, Any] = {}
     for key, value in (description.get(section) or {}).items():
         default: Any = getattr(spec, key, None)
-        low = 0 if key.endswith("_id") else _MIN_TOKENS if key == "max_tokens" else 1
+        low = 0 if key.endswith("_id") else MIN_TOKENS if key == "max_tokens" else 1
         expected = what_fits(value, default, low)
         if expected is not None:
             raise CheckpointError(

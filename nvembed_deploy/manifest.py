@@ -1,7 +1,7 @@
 """This file owns the manifest: what an artifact says about itself, and its reading and writing.
 
-It knows one JSON file; the folder around it is `artifact.py`'s. Reading is strict: a key that is
-missing, unknown or of a wrong kind is refused.
+It knows one JSON file and the names beside it; the folder is `artifact.py`'s. Reading is strict: a
+key that is missing, unknown or of a wrong kind is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,26 @@ from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
 
 SCHEMA_VERSION = 1
 REEXPORT = "export the checkpoint again, or copy the complete folder again"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names inside an artifact folder.
+
+    `weights` is a safetensors file whose tensor names are the graph's initializer names; the
+    graph refers to it by offset.
+    """
+
+    manifest: str = "manifest.json"
+    graph: str = "model.onnx"
+    weights: str = "model.onnx_data"
+    tokenizer: str = "tokenizer.json"
+    config: str = "config.json"
+    calibration: str = "calibration.json"
+    engines: str = "engines"
+
+
+LAYOUT = Layout()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum, StrEnum
 from typing import Any
 
+MIN_TOKENS = 3
+"""Of a text: BOS, one token, EOS."""
+
 
 class Precision(StrEnum):
     """Number format of an exported graph: its weights and its arithmetic."""

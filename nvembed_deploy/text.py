@@ -22,10 +22,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from nvembed_deploy.errors import ArtifactError, InputError, TextError
-from nvembed_deploy.spec import TextSpec, Truncation
-
-_MIN_TOKENS = 3
-"""BOS, one token, EOS."""
+from nvembed_deploy.spec import MIN_TOKENS, TextSpec, Truncation
 
 _CLEAN = "pass valid Unicode: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
 
@@ -187,9 +184,9 @@ class Tokenizer:
 
     def _limit(self, max_tokens: int | None) -> int:
         limit = self.spec.max_tokens if max_tokens is None else max_tokens
-        if limit < _MIN_TOKENS:
+        if limit < MIN_TOKENS:
             raise InputError(
-                f"max_tokens is {limit}, expected at least {_MIN_TOKENS}: BOS, one token and EOS",
+                f"max_tokens is {limit}, expected at least {MIN_TOKENS}: BOS, one token and EOS",
                 "allow more tokens",
             )
         return limit

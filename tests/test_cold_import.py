@@ -49,6 +49,7 @@ NEEDS = {
     "nvembed_deploy.export.graph": "onnx_ir",
     "nvembed_deploy.export.graph_linear": "torch",
     "nvembed_deploy.export.linear": "onnx_ir",
+    "nvembed_deploy.export.measured": "onnx_ir",
     "nvembed_deploy.export.nearest": "torch",
     "nvembed_deploy.export.pipeline": "onnx",
     "nvembed_deploy.export.plan": "onnx_ir",

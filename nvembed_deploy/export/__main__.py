@@ -98,9 +98,7 @@ def _add_rounding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, help="JSONL of your own texts: text, and instruction if any"
     )
-    parser.add_argument(
-        "--device", help="calibrate on it: cuda, cuda:1 (cpu); NV-Embed takes about 8 GB of a GPU"
-    )
+    parser.add_argument("--device", help="calibrate on it: cuda, cuda:1 (cpu)")
     parser.add_argument(
         "--ranges",
         type=Path,

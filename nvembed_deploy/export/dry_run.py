@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from nvembed_deploy import cli
 from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.export.estimate import estimate, folder_bytes
-from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.recipe import ExportRecipe
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ def describe(planned: Export, out: Path) -> dict[str, Any]:
 
 
 def _files(recipe: ExportRecipe) -> list[str]:
-    is_calibrated = recipe.scheme is not None and recipe.rounding is Rounding.COMPENSATED
-    calibration = [LAYOUT.calibration] if is_calibrated else []
+    calibration = [LAYOUT.calibration] if recipe.is_calibrated else []
     return [*_FILES, *calibration, *(["engines/*.plan"] if recipe.engine else [])]
 
 
@@ -61,8 +59,16 @@ def to_text(plan: dict[str, Any]) -> str:
         + (f", {plan['engine']} engine" if "engine" in plan else "")
         + f"\nfiles {', '.join(plan['files'])}\n"
         f"disk {cli.human_bytes(plan['bytes'])}, peak memory about "
-        f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {_steps(plan)} on two cores\n"
+        f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {_steps(plan)} on two cores"
+        f"{_elsewhere(plan)}\n"
         "nothing was written (--dry-run)"
+    )
+
+
+def _elsewhere(plan: dict[str, Any]) -> str:
+    device = plan.get("device", "cpu")
+    return (
+        "" if device == "cpu" else f", and calibration on {device} (time and memory not measured)"
     )
 
 

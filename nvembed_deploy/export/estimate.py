@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvembed_deploy.export.calibration_texts import BATCH_TEXTS, FEW_BATCHES
-from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.spec import ModelSpec, PoolerForm
 
 if TYPE_CHECKING:
@@ -54,10 +53,11 @@ def estimate(planned: Export) -> Estimate:
     seconds = planned.num_bytes / _WRITTEN_BYTES_PER_SECOND
     if recipe.pooler is PoolerForm.FOLDED:
         seconds += _fold_flops(spec) / _FOLDED_FLOPS_PER_SECOND
-    if recipe.formats.linear is not None and recipe.rounding is Rounding.COMPENSATED:
+    is_here = recipe.device == "cpu"  # what a GPU takes has not been measured
+    if recipe.is_calibrated and is_here:
         peak = max(peak, _calibration_bytes(spec, recipe))
         seconds += _calibration_flops(spec, recipe) / _CALIBRATED_FLOPS_PER_SECOND
-    if recipe.keep_share:
+    if recipe.keep_share and is_here:
         peak = max(peak, _harm_bytes(spec, recipe))
         seconds += _harm_flops(spec, recipe) / _CALIBRATED_FLOPS_PER_SECOND
     compiled = 0 if recipe.engine is None else planned.num_bytes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nvembed_deploy.export.linear_weights import LinearWeights
+from nvembed_deploy.export.plan import device_of
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.text import Batch
 
@@ -29,10 +30,8 @@ def _keep_most_harmed(
 ) -> ExportRecipe:
     """Keep a share of the weights, where rounding harms most."""
     from nvembed_deploy.export.sensitivity import choose_kept, measure_harm
-    from nvembed_deploy.model.device import find_device
 
-    device = find_device(recipe.device)
-    harms = measure_harm(linears, recipe.formats, batches, on_block, device)
+    harms = measure_harm(linears, recipe.formats, batches, on_block, device_of(recipe))
     return replace(recipe, keep=(*recipe.keep, *choose_kept(harms, recipe.keep_share)))
 
 
@@ -41,8 +40,6 @@ def _find_per_token(
 ) -> ExportRecipe:
     """Give a range per token where one range loses a token."""
     from nvembed_deploy.export.row_ranges import find_uneven
-    from nvembed_deploy.model.device import find_device
 
-    device = find_device(recipe.device)
-    uneven = find_uneven(linears, recipe.formats, batches, on_block, device)
+    uneven = find_uneven(linears, recipe.formats, batches, on_block, device_of(recipe))
     return replace(recipe, per_token=uneven)

@@ -66,6 +66,7 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
     """Open the checkpoint, check that it is complete, and author the graph.
 
     Raises:
+        ArtifactError: there are no such ranges.
         CheckpointError: the checkpoint cannot be used.
         HardwareError: the device, or what the engine asked for needs, is not there.
         RecipeError: the engine asked for cannot be built, a pattern means no linear, or texts
@@ -77,9 +78,9 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
     if record is not None and recipe.activations is None:
         recipe = replace(recipe, per_token=record.per_token)
     block = author_graph(checkpoint.spec, graph_options(recipe))
-    _check_patterns(recipe, block)
     if record is not None:
         _check_ranges(record, checkpoint, recipe, block)
+    _check_patterns(recipe, block)
     export = Export(checkpoint, weights, recipe, block, record)
     if recipe.engine is not None:
         check_engine(recipe.engine, export.graph_facts)

@@ -9,12 +9,16 @@ import nvembed_deploy
 from nvembed_deploy.artifact import hash_file
 from nvembed_deploy.checkpoint import Checkpoint
 
+_POOLER = "pooler.safetensors"
 _TOOLS = ("nvembed-deploy", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers", "torch")
 
 
 def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the model's name, and the sha256 of what describes the checkpoint."""
-    names = ("config.json", "checkpoint.json", "model.safetensors.index.json")
+    """Return the model's name, and the sha256 of what describes the checkpoint and was trained.
+
+    The decoder's weights are not read: they would take as long as a copy.
+    """
+    names = ("config.json", "checkpoint.json", "model.safetensors.index.json", _POOLER)
     files = [checkpoint.path / name for name in names if (checkpoint.path / name).exists()]
     if checkpoint.adapter is not None:
         files.append(checkpoint.adapter / "adapter_model.safetensors")

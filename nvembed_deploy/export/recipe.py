@@ -89,19 +89,23 @@ class ExportRecipe:
         return Formats(linear, self.keep, ("*",) if self.per_token is None else self.per_token)
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether rounding is fitted on texts."""
+        return self.scheme is not None and self.rounding is Rounding.COMPENSATED
+
+    @property
     def rank(self) -> int:
         """How many directions of each input are rounded to two numbers."""
         if self.fp8_rank is not None:
             return self.fp8_rank
         is_fp8 = self.scheme is not None and SCHEMES[self.scheme].linear.code is Code.FP8
-        sees_texts = self.rounding is Rounding.COMPENSATED
         by_row = self.activations in (None, Activations.ROW)
-        return RANK if is_fp8 and sees_texts and by_row else 0
+        return RANK if is_fp8 and self.is_calibrated and by_row else 0
 
     @property
     def measures_ranges(self) -> bool:
         """Whether calibration finds which linears need a range per token."""
-        if self.scheme is None or self.rounding is Rounding.NEAREST:
+        if self.scheme is None or not self.is_calibrated:
             return False
         is_open = self.activations is None and self.per_token is None
         return is_open and SCHEMES[self.scheme].measures
@@ -145,7 +149,7 @@ class ExportRecipe:
             "fp8_attention": self.fp8_attention,
             "seed": self.seed,
         }
-        if self.rounding is Rounding.NEAREST:
+        if not self.is_calibrated and not self.keep_share:
             return shaped
         return shaped | {
             "calibration": Path(self.calibration).name if self.calibration else "built-in",

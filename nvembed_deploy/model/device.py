@@ -28,6 +28,15 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error of torch is for want of memory, which may be there next time.
+
+    CUDA's libraries have errors of their own: CUBLAS_STATUS_ALLOC_FAILED, CUSOLVER_..., all plain
+    RuntimeErrors.
+    """
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
 @contextmanager
 def told_if_full(name: str) -> Iterator[None]:
     """Tell that the device of this name has too little memory for what is done in the context.
@@ -37,9 +46,9 @@ def told_if_full(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
-        raise HardwareError(
-            f"device {name!r} has too little memory: {reason}",
-            "free some, use another, or use device 'cpu'",
-        ) from error
+        instead = "free some" if name == "cpu" else "free some, use another, or use device 'cpu'"
+        raise HardwareError(f"device {name!r} has too little memory: {reason}", instead) from error

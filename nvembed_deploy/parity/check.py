@@ -81,6 +81,8 @@ def check_parity(
     # Each side has tasks of its own: a task's random numbers go on where its last run ended.
     named = [named_tasks(tasks.named) for _ in range(2)]
     prepared = [[local_task(task) for task in tasks.local] + fetched for fetched in named]
+    revisions = {task.metadata.name: str(task.metadata.revision) for task in named[0]}
+    basis = basis_of(reference.path, tasks.suite, tasks.local, revisions)
     with ExitStack() as stack:
         ours, theirs = (
             open_subject(name, side, options.cache, stack)
@@ -94,8 +96,6 @@ def check_parity(
             found.append(compare_task(measured, expected, margins.score, options.seed))
         embedding = compare_embeddings(ours, theirs, _sample(list(theirs.seen)))
         verdict = decide(found, embedding, margins, precision)
-    revisions = {task.metadata.name: str(task.metadata.revision) for task in named[0]}
-    basis = basis_of(reference.path, tasks.suite, tasks.local, revisions)
     verdict = replace(verdict, basis=basis)
     if options.trace:
         return replace(verdict, trace=trace(candidate.path, reference.path, precision))

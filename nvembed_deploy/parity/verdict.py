@@ -43,13 +43,10 @@ class TaskParity:
     interval: Interval | None
     count: int
     """How many items were judged; rows of data where the items are unknown."""
+    is_too_small: bool
+    """Whether so few items show nothing."""
     passed: bool
     reason: str
-
-    @property
-    def is_too_small(self) -> bool:
-        """Whether so few items show nothing."""
-        return self.count < LEAST_ITEMS
 
     @property
     def difference(self) -> float:
@@ -110,15 +107,17 @@ def compare_task(candidate: TaskRun, reference: TaskRun, margin: float, seed: in
     `LEAST_ITEMS`, or an unknown number, do not pass.
     """
     ours, theirs = items_of(candidate), items_of(reference)
-    interval, count = None, count_rows(reference)
-    how = f"no items: the difference alone, of {count or 'an unknown number of'} rows"
     if ours is not None and theirs is not None:
         interval, count = paired_interval(ours, theirs, seed), theirs.count
         how = theirs.described
+    else:
+        interval, count = None, count_rows(reference)
+        how = f"no items: the difference alone, of {count or 'an unknown number of'} rows"
     difference = candidate.score - reference.score
     lowest = interval.low if interval else difference
-    passed = lowest >= -margin and count >= LEAST_ITEMS
-    if count < LEAST_ITEMS:
+    is_too_small = count < LEAST_ITEMS
+    passed = lowest >= -margin and not is_too_small
+    if is_too_small:
         how += f"; too few to show anything, {LEAST_ITEMS} are needed"
     elif not passed and difference >= -margin:
         how += "; too few to show it"
@@ -132,6 +131,7 @@ def compare_task(candidate: TaskRun, reference: TaskRun, margin: float, seed: in
         candidate=candidate.score,
         interval=interval,
         count=count,
+        is_too_small=is_too_small,
         passed=passed,
         reason=reason,
     )

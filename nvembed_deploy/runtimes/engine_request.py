@@ -72,6 +72,27 @@ class Damage:
     name: str
     error: ArtifactError
 
+    @property
+    def expected(self) -> str:
+        """The sha256 that the manifest had."""
+        return self.artifact.manifest.files[self.name].sha256
+
+    def problem(self) -> str | None:
+        """Say how the file differs from the manifest; None if it does not."""
+        plan = self.artifact.path / self.name
+        try:
+            got = hash_file(plan)
+        except FileNotFoundError:  # another process found the damage first
+            return f"{plan} is gone"
+        if got == self.expected:
+            return None
+        return f"{plan} is damaged: got sha256 {got}, expected {self.expected}"
+
+    def is_there_still(self) -> bool:
+        """Say whether nobody has compiled another meanwhile, which is not ours to remove."""
+        known = open_artifact(self.artifact.path).manifest.files.get(self.name)
+        return known is not None and known.sha256 == self.expected
+
 
 def find_another(
     damage: Damage, host: Host, options: RuntimeOptions, index: int
@@ -83,19 +104,19 @@ def find_another(
             compiled.
         HardwareError: it could not be compiled.
     """
-    artifact, name, error = damage.artifact, damage.name, damage.error
-    got, expected = hash_file(artifact.path / name), artifact.manifest.files[name].sha256
-    if got == expected:
+    path, error = damage.artifact.path, damage.error
+    problem = damage.problem()
+    if problem is None:
         raise error
-    problem = f"{artifact.path / name} is damaged: got sha256 {got}, expected {expected}"
     if not options.compiles_engines:
         raise ArtifactError(f"{problem}; {error.problem}", error.fix) from error
-    logger.warning("%s: it is removed", problem)
-    try:
-        (artifact.path / name).unlink()
-    except OSError as denied:
-        raise ArtifactError(f"{problem}, and cannot be removed: {denied}", error.fix) from error
-    return find_engine(open_artifact(artifact.path), host, options, index)
+    if damage.is_there_still():
+        logger.warning("%s: it is removed", problem)
+        try:
+            (path / damage.name).unlink(missing_ok=True)
+        except OSError as denied:
+            raise ArtifactError(f"{problem}, and cannot be removed: {denied}", error.fix) from error
+    return find_engine(open_artifact(path), host, options, index)
 
 
 def request_engine(artifact: Path, host: Host, index: int) -> None:

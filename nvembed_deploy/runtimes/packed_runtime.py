@@ -10,16 +10,18 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nvembed_deploy.model.packed.attention import reads_cuts
 from nvembed_deploy.model.packed.batch import PackedBatch, widen
+from nvembed_deploy.model.packed.loader import Loader
 from nvembed_deploy.model.packed.model import PackedModel
 from nvembed_deploy.runtimes.replay_cache import ReplayCache
-from nvembed_deploy.spec import Pooling
+from nvembed_deploy.spec import ModelSpec, Pooling
 from nvembed_deploy.text import Batch
 
 if TYPE_CHECKING:
@@ -85,6 +87,15 @@ class PackedRuntime:
         self._record = record or CudaGraphs(model.device).record
         self._lock = threading.Lock()
         self.max_tokens = model.spec.backbone.max_positions
+
+    @classmethod
+    def load(cls, spec: ModelSpec, loader: Loader, graphs: int) -> Self:
+        """Load a model; shapes are recorded only where attention reads texts' boundaries itself.
+
+        Elsewhere it cuts texts by lengths on the host, which a recording would freeze.
+        """
+        is_replayable = reads_cuts(loader.device, loader.dtype, spec.backbone.head_width)
+        return cls(PackedModel.load(spec, loader), graphs=graphs if is_replayable else 0)
 
     @property
     def device(self) -> str:

@@ -76,9 +76,10 @@ class RuntimeOptions:
                 f"device is {self.device!r}, expected a string",
                 "write 'cpu', 'cuda' or 'cuda:1'; str(device) of a torch.device",
             )
-        if self.threads is not None and self.threads < 1:
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise InputError(
-                f"threads is {self.threads}, expected at least 1", "leave it out for all there are"
+                f"threads is {self.threads!r}, expected a whole number of at least 1",
+                "leave it out for all there are",
             )
 
 

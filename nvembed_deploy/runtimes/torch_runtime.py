@@ -11,10 +11,8 @@ import torch
 from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.checkpoint import Checkpoint
 from nvembed_deploy.errors import ArtifactError
-from nvembed_deploy.model.packed.attention import reads_cuts
 from nvembed_deploy.model.packed.kernels import Kernels
 from nvembed_deploy.model.packed.loader import Loader
-from nvembed_deploy.model.packed.model import PackedModel
 from nvembed_deploy.model.packed.reader import (
     CodesReader,
     Reader,
@@ -84,8 +82,5 @@ def _open(
         torch.set_num_threads(options.threads)
     kernels = Kernels.compiled() if options.compiles else Kernels()
     dtype = torch_dtype(options, stored, device)
-    model = PackedModel.load(spec, Loader(read, dtype, device, kernels, options.fp8, codes))
-    # Elsewhere attention cuts texts by lengths on the host, which a recording would freeze.
-    is_replayable = reads_cuts(device, dtype, spec.backbone.head_width)
-    graphs = options.cuda_graphs if is_replayable else 0
-    return PackedRuntime(model, graphs=graphs)
+    loader = Loader(read, dtype, device, kernels, options.fp8, codes)
+    return PackedRuntime.load(spec, loader, options.cuda_graphs)

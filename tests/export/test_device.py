@@ -59,16 +59,30 @@ def test_an_export_calibrated_there_is_the_same(
     assert there == here
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED"),
+    ],
+    ids=["of torch", "of cuSOLVER"],
+)
 def test_a_device_that_is_full_is_told(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    error: RuntimeError,
 ) -> None:
     def fill(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        raise error
 
     monkeypatch.setattr(Blocks, "layer", fill)
     argv = [str(tiny_checkpoint), str(tmp_path / "out"), "--precision", "int8-weight"]
-    assert main(argv) == 3
-    assert "device 'cpu' has too little memory: CUDA out of memory" in capsys.readouterr().err
+    with far_device():
+        assert main([*argv, "--device", "cuda"]) == 3
+    said = capsys.readouterr().err
+    assert f"device 'cuda' has too little memory: {error}" in said
     assert not list(tmp_path.iterdir())
 
 

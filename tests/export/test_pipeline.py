@@ -64,6 +64,7 @@ def test_the_manifest_says_where_the_artifact_comes_from(
         "adapter_model.safetensors": hash_file(
             tmp_path / "checkpoint" / "adapter" / "adapter_model.safetensors"
         ),
+        "pooler.safetensors": hash_file(tmp_path / "checkpoint" / "pooler.safetensors"),
     }
 
 

@@ -94,9 +94,10 @@ def test_a_device_that_is_no_string_is_refused_and_not_passed_over(
         load_encoder(toy_artifact, device=device)
 
 
-def test_no_threads_are_refused(toy_artifact: Path) -> None:
-    with pytest.raises(InputError, match="threads is 0"):
-        load_encoder(toy_artifact, options=RuntimeOptions(threads=0))
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "4", True])
+def test_threads_that_are_no_number_of_them_are_refused(threads: Any) -> None:
+    with pytest.raises(InputError, match=f"threads is {threads!r}"):
+        RuntimeOptions(threads=threads)
 
 
 def test_a_manifest_nested_without_end_is_refused(toy_artifact: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nvembed_deploy.__main__ import main
 from nvembed_deploy.artifact import hash_file, record_engine
 from nvembed_deploy.engine_record import EngineRecord, Flavour
 from nvembed_deploy.errors import ArtifactError, HardwareError
-from nvembed_deploy.runtimes import RuntimeOptions, load_encoder
+from nvembed_deploy.runtimes import RuntimeOptions, engine_request, load_encoder
 from nvembed_deploy.runtimes.tensorrt_runtime import TensorRTRuntime
 from nvembed_deploy.tensorrt_api import MODULES
 from tests.runtimes.host_gpu import RECORD, HostCuda, host_api
@@ -129,6 +130,44 @@ def test_a_damaged_plan_is_compiled_anew(
     assert f"{toy_artifact / NAME}" in caplog.text
     assert cuda.memory == {}
     load_encoder(toy_artifact, "onnx", device="cpu", verify="full").close()
+
+
+@pytest.mark.parametrize("when", ["before it is hashed", "before it is removed"])
+def test_what_another_process_compiled_meanwhile_is_taken(
+    toy_artifact: Path, play: Play, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    play()
+    (toy_artifact / NAME).write_bytes(b"PLAN")
+    known = engine_request.hash_file
+
+    def hash_slowly(path: Path) -> str:
+        if when == "before it is hashed":
+            path.unlink()
+            with pytest.raises(FileNotFoundError):
+                known(path)
+        got = known(path) if path.exists() else None
+        path.write_bytes(b"plan")
+        record_engine(toy_artifact, NAME, replace(RECORD, seconds=9), "0" * 64)
+        if got is None:
+            raise FileNotFoundError
+        return got
+
+    monkeypatch.setattr(engine_request, "hash_file", hash_slowly)
+    monkeypatch.setattr(engine_request, "request_engine", lambda *_: pytest.fail("compiled again"))
+    with load_encoder(toy_artifact, "tensorrt") as encoder:
+        assert len(encoder.encode(TEXTS)) == len(TEXTS)
+
+
+def test_inspect_says_that_an_engine_is_gone(
+    toy_artifact: Path, play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play()
+    (toy_artifact / NAME).unlink()
+    for words in ([], ["--full"]):
+        assert main(["inspect", str(toy_artifact), *words]) == 2
+        said = capsys.readouterr().err
+        assert NAME in said
+        assert "fix: compile it anew" in said
 
 
 def test_an_artifact_without_its_plan_runs_its_graph(toy_artifact: Path, play: Play) -> None:

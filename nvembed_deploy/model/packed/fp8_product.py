@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from nvembed_deploy.model.device import is_out_of_memory
 from nvembed_deploy.model.packed.kernels import FP8, Rounded
 
 
@@ -54,7 +55,7 @@ def scaled_product(
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError) as error:
-            if "ALLOC_FAILED" not in str(error):  # it may fit next time
+            if not is_out_of_memory(error):
                 NO_ROW_SCALES.add(shape)
     return _by_rows_afterwards(x, codes_OI, scale_O, out)
 
@@ -75,9 +76,9 @@ def row_scales(device: torch.device, out: torch.dtype) -> RowScales:
     for way in (RowScales.PLAIN, RowScales.WITH_BIAS):
         try:
             product_TO = _by_rows(x, codes_OI, scale_O, out, way).float()
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             continue
         if torch.allclose(product_TO, expected_TO, rtol=0.01):  # bfloat16 rounds to 2^-9
             return way

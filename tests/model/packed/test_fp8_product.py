@@ -143,3 +143,16 @@ def test_no_memory_is_no_refused_shape(
     else:
         torch.testing.assert_close(run(), expected(*given).bfloat16())
     assert not fp8_product.NO_ROW_SCALES
+
+
+def test_a_trial_that_had_no_memory_is_made_again(
+    cores: TensorCores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "_scaled_mm", full)
+        with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+            row_scales(HERE, torch.bfloat16)
+    assert row_scales(HERE, torch.bfloat16) is RowScales.PLAIN
