@@ -112,14 +112,19 @@ class LinearWriter:
         return b.op("Sub", x, back), along
 
     def _quantized_rows(self, parts: tuple[ir.Value, ...], code: Code) -> tuple[ir.Value, ir.Value]:
-        """Return a row's parts rounded in one range, and its largest value; see `principal.py`."""
+        """Return a row's parts rounded in one range, and its largest value; see `principal.py`.
+
+        Joined before the largest is found: TensorRT does both in one kernel, apart in two.
+        """
         b, last = self._b, self._b.constant([-1])
-        largest = [b.op("ReduceMax", b.op("Abs", part), last, keepdims=1) for part in parts]
-        divisor = b.op("Max", *largest, b.constant(SMALLEST_ROW))
-        rows, *along = (b.op("Div", part, divisor) for part in parts)
-        if along:
-            second = b.op("Sub", along[0], self._rounded_to(along[0], code))
-            rows = b.op("Concat", rows, along[0], second, along[0], axis=-1)
+        whole = parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=-1)
+        largest = b.op("ReduceMax", b.op("Abs", whole), last, keepdims=1)
+        divisor = b.op("Max", largest, b.constant(SMALLEST_ROW))
+        rows = b.op("Div", whole, divisor)
+        for part in parts[1:]:
+            along = b.op("Div", part, divisor)
+            second = b.op("Sub", along, self._rounded_to(along, code))
+            rows = b.op("Concat", rows, second, along, axis=-1)
         return self._rounded_to(rows, code), divisor
 
     def _rounded_to(self, x: ir.Value, code: Code) -> ir.Value:
