@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nvembed_deploy.engine_record import EngineRecord
 from nvembed_deploy.errors import ArtifactError, InputError
@@ -47,7 +47,7 @@ __all__ = [
     "write_manifest",
 ]
 
-VERIFY = ("fast", "full")
+Verify = Literal["fast", "full"]
 """How much of an artifact is read before it is used; see `open_artifact`."""
 _CHUNK_BYTES = 8 << 20
 
@@ -89,7 +89,7 @@ def is_artifact(path: Path) -> bool:
 
 
 def open_artifact(
-    path: Path, verify: Literal["fast", "full"] = "fast", *, progress: Progress | None = None
+    path: Path, verify: Verify = "fast", *, progress: Progress | None = None
 ) -> Artifact:
     """Open an artifact and check that it is what it says.
 
@@ -105,10 +105,9 @@ def open_artifact(
         InputError: `verify` is none of these.
     """
     path = Path(path)
-    if verify not in VERIFY:
-        raise InputError(
-            f"verify is {verify!r}, expected one of {', '.join(VERIFY)}", "leave it out for fast"
-        )
+    if verify not in get_args(Verify):
+        expected = ", ".join(get_args(Verify))
+        raise InputError(f"verify is {verify!r}, expected one of {expected}", "leave it out")
     manifest = read_manifest(path)
     if verify == "fast":
         manifest = _without_lost_engines(path, manifest)

@@ -9,7 +9,7 @@ D hidden, I inputs, O outputs, N tokens, K directions, J = I + K.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,15 +19,13 @@ from torch import nn
 from nvembed_deploy.export.blocks import Blocks, States, linears_of
 from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.compensate import compensate
-from nvembed_deploy.export.formats import Activations, Code, Formats, LinearFormat
+from nvembed_deploy.export.formats import Activations, Code, LinearFormat
 from nvembed_deploy.export.graph_linear import GraphLinear, first_of, is_shared
-from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.memory import give_back
 from nvembed_deploy.export.principal import find_basis, paired_codes, take_out, widen_weight
 from nvembed_deploy.export.quantize import find_scales
 from nvembed_deploy.export.quantized import Quantized
 from nvembed_deploy.export.ranges import InputObserver
-from nvembed_deploy.text import Batch
 
 
 @dataclass
@@ -74,15 +72,9 @@ class _Inputs(InputObserver):
 class CompensatingQuantizer:
     """Rounds linears in the order of the graph; see `weight_file.Quantizer`."""
 
-    def __init__(
-        self,
-        linears: LinearWeights,
-        formats: Formats,
-        batches: Sequence[Batch],
-        device: torch.device | None = None,
-    ) -> None:
-        """Take the model's linears (rotated or not), their formats, the texts; see `Blocks`."""
-        self._blocks = Blocks(linears, formats, batches, device)
+    def __init__(self, blocks: Blocks) -> None:
+        """Take the float model's blocks, with the formats to round to and the texts."""
+        self._blocks = blocks
         self._rounded = self._run()
         self._ready: dict[str, Quantized] = {}
         self.ranges: dict[str, LinearRange] = {}

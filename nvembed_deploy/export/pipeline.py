@@ -157,12 +157,13 @@ def _quantizer(
 
         ranges = export.calibration.ranges if export.calibration else {}
         return NearestQuantizer(linears, recipe.formats, ranges), None
+    from nvembed_deploy.export.blocks import Blocks
     from nvembed_deploy.export.calibrate import CompensatingQuantizer
 
     texts = _texts(recipe)
     batches = texts.batches(_tokenizer(export, stage))
-    quantizer = CompensatingQuantizer(linears, recipe.formats, batches, device_of(recipe))
-    return quantizer, texts.facts(batches)
+    blocks = Blocks(linears, recipe.formats, batches, device_of(recipe))
+    return CompensatingQuantizer(blocks), texts.facts(batches)
 
 
 def _write_graph(block: Block, file: WeightFile, path: Path) -> None:

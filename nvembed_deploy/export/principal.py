@@ -42,13 +42,8 @@ def find_basis(energy_II: torch.Tensor, rank: int) -> torch.Tensor:
     return (basis_IK @ turn_KK[:, -rank:]).half().float()
 
 
-def rest_of(x_NI: torch.Tensor, basis_IK: torch.Tensor) -> torch.Tensor:
-    """Return what is left of rows [.., I] without their part along the basis."""
-    return x_NI - (x_NI @ basis_IK) @ basis_IK.T
-
-
 def take_out(energy_II: torch.Tensor, basis_IK: torch.Tensor) -> None:
-    """Make the x^T x of inputs that of `rest_of` them, in place.
+    """Make the x^T x of inputs that of their rest beside the basis, x - x P P^T, in place.
 
     What float32 may have lost is added, as rounding adds its damping: else there could be inputs of
     less than no energy.

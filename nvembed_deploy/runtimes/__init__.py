@@ -13,9 +13,9 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from nvembed_deploy.artifact import Artifact, is_artifact, open_artifact
+from nvembed_deploy.artifact import Artifact, Verify, is_artifact, open_artifact
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
 from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
 from nvembed_deploy.runtimes.batching import BatchLimits
@@ -56,7 +56,7 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
     *,
     device: str | None = None,
     options: RuntimeOptions | None = None,
-    verify: Literal["fast", "full"] = "fast",
+    verify: Verify = "fast",
     require_parity: bool = False,
 ) -> Encoder:
     """Open an artifact, or a checkpoint with torch, for encoding.

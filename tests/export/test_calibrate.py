@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from nvembed_deploy.export.blocks import Blocks
 from nvembed_deploy.export.calibrate import CompensatingQuantizer, _Inputs
 from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.formats import SCHEMES, Activations, Formats
@@ -57,7 +58,7 @@ def write(weights: Weights, options: GraphOptions, folder: Path, texts: list[Bat
     block = author_graph(weights.spec, options)
     weights = RotatedWeights(weights, kernels=options.kernels) if options.rotates else weights
     with open_linears(weights, is_folded=True) as linears:
-        quantizer = CompensatingQuantizer(linears, options.formats, texts)
+        quantizer = CompensatingQuantizer(Blocks(linears, options.formats, texts))
         file = write_weights(folder / "model.onnx_data", block.weights, linears, quantizer)
     model = block.builder.model(block.inputs, block.output, block.opset, file.data)
     ir.save(model, folder / "model.onnx")
@@ -135,7 +136,7 @@ def test_directions_are_found_once_for_all_that_read_an_input(
         f"backbone.layers.0.{name}.basis" for name in of_layer
     }
     with open_linears(tiny_weights, is_folded=True) as linears:
-        quantizer = CompensatingQuantizer(linears, Formats(linear), texts)
+        quantizer = CompensatingQuantizer(Blocks(linears, Formats(linear), texts))
         names = ("backbone.layers.0.self_attn." + name for name in ("q_proj", "k_proj", "o_proj"))
         query_IK, key_IK, out_IK = (quantizer(name).basis_IK for name in names)
     assert query_IK is not None
@@ -153,7 +154,7 @@ def test_the_same_texts_give_the_same_codes(
 
     def codes() -> list[Quantized]:
         with open_linears(tiny_weights, is_folded=True) as linears:
-            quantizer = CompensatingQuantizer(linears, Formats(linear), texts)
+            quantizer = CompensatingQuantizer(Blocks(linears, Formats(linear), texts))
             names = ("backbone.layers.0.mlp.down_proj", "pooler.values")
             return [quantizer(name) for name in names]
 
@@ -170,7 +171,9 @@ def test_padding_does_not_change_the_codes(tiny_weights: Weights, texts: list[Ba
     rounded = []
     for batches in (texts, [widened(b) for b in texts]):
         with open_linears(tiny_weights, is_folded=True) as linears:
-            quantizer = CompensatingQuantizer(linears, Formats(SCHEMES["int8"].linear), batches)
+            quantizer = CompensatingQuantizer(
+                Blocks(linears, Formats(SCHEMES["int8"].linear), batches)
+            )
             rounded.append(quantizer("backbone.layers.2.mlp.gate_proj").codes_OI.astype(int))
     assert (rounded[0] != rounded[1]).mean() < 0.02  # ties fall by float32 rounding
 

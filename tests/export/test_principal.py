@@ -11,7 +11,6 @@ from nvembed_deploy.export.graph_linear import round_rows
 from nvembed_deploy.export.principal import (
     find_basis,
     paired_codes,
-    rest_of,
     round_wide,
     take_out,
     widen_weight,
@@ -23,6 +22,11 @@ from tests.export.test_compensate import correlated_inputs
 
 WEIGHT = torch.from_numpy(factories.values("weight", (48, 160)))
 RANK = 24
+
+
+def rest_of(x_NI: torch.Tensor, basis_IK: torch.Tensor) -> torch.Tensor:
+    """Return what is left of rows [.., I] without their part along the basis."""
+    return x_NI - (x_NI @ basis_IK) @ basis_IK.T
 
 
 def energy_of(x_NI: torch.Tensor) -> torch.Tensor:
