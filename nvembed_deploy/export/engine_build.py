@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -64,15 +65,15 @@ class Order:
 
 
 class _HashingFile:
-    """A file that is hashed while it is written: a plan is as large as the model."""
+    """A file that is hashed while it is written, beside it: a plan is as large as the model."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest, self.num_bytes = file, hashlib.sha256(), 0
+    def __init__(self, file: BinaryIO, hasher: Executor) -> None:
+        self._file, self._hasher, self.digest = file, hasher, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
+        hashed = self._hasher.submit(self.digest.update, data)
         self._file.write(data)
-        self.digest.update(data)
-        self.num_bytes += len(data)
+        hashed.result()
         return len(data)
 
 
@@ -96,8 +97,8 @@ def _compile(order: Order, api: Api, *, logger: Any, emit: Emit) -> _HashingFile
     if order.timing_cache:
         api.use_timing_cache(config, Path(order.timing_cache))
     config.progress_monitor = api.monitor(_stepwise(emit))
-    with Path(order.plan).open("wb") as file:
-        plan = _HashingFile(file)
+    with Path(order.plan).open("wb") as file, ThreadPoolExecutor(max_workers=1) as hasher:
+        plan = _HashingFile(file, hasher)
         if not builder.build_serialized_network_to_stream(network, config, api.writer(plan)):
             raise ValueError("TensorRT could not build it")
     if order.timing_cache:

@@ -16,14 +16,17 @@ from pathlib import Path
 
 from nvembed_deploy.engine_record import EngineFacts
 
-_CALL = re.compile(rb"function=\{ name=(\w+) ")
-_PRODUCT = re.compile(rb'fully_connected=\{ name="[^"]*" output=\{[^}]*\} input=\{([^}]*)\}')
 _TENSOR = re.compile(rb'tensor=\{ [^\n]*? name="([^"]+)"[^\n]*? type=(\w+)')
-_STEP = re.compile(rb' (?:cast|mul)=\{ name="[^"]*" output=\{"([^"]+)" \} input=\{"([^"]+)"')
+_NAMED, _KIND = b"={ name=", re.compile(rb"\w+\Z")
+"""What all operations have after their kind: finding it once is finding them all."""
+_CALL = re.compile(_NAMED + rb"(\w+) ")
+_PRODUCT = re.compile(_NAMED + rb'"[^"]*" output=\{[^}]*\} input=\{([^}]*)\}')
+_STEP = re.compile(_NAMED + rb'"[^"]*" output=\{"([^"]+)" \} input=\{"([^"]+)"')
+_OPERATIONS = {b"function": _CALL, b"fully_connected": _PRODUCT, b"cast": _STEP, b"mul": _STEP}
 _ATTENTION = (b"_gemm_mha", b"_gemv_mha")
 """Names of fused attention. Source: pytorch/TensorRT's own tests look for the same."""
-_WINDOW_BYTES = 1 << 16
-"""More than a line of the program has."""
+_WINDOW_BYTES, _LONGEST_KIND = 1 << 16, 32
+"""More than a line of the program has, and than the word for an operation."""
 _MOST_STEPS = 8
 """Between a stored weight and its product: casts, and the multiplication by its scale."""
 _TYPES = {
@@ -40,14 +43,11 @@ _TYPES = {
 def read_plan(path: Path) -> EngineFacts:
     """Return what a plan's bytes say, without holding them in memory."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-        names = [match[1] for match in _found(plan, b"function={ name=", _CALL)]
-        types = {m[1]: m[2].decode() for m in _found(plan, b"tensor={ ", _TENSOR)}
-        products = [match[1] for match in _found(plan, b"fully_connected={ name=", _PRODUCT)]
-        sources = {
-            match[1]: match[2]
-            for literal in (b" cast={ name=", b" mul={ name=")
-            for match in _found(plan, literal, _STEP)
-        }
+        types = dict(_tensors(plan))
+        operations = list(_operations(plan))
+    names = [found[0] for pattern, found in operations if pattern is _CALL]
+    products = [found[0] for pattern, found in operations if pattern is _PRODUCT]
+    sources = {found[0]: found[1] for pattern, found in operations if pattern is _STEP}
     kinds = Counter(_narrowest(inputs, types, sources) for inputs in products)
     return EngineFacts(
         fused_attention=sum(name.startswith(_ATTENTION) for name in names),
@@ -64,15 +64,25 @@ def read_layers(layers: Iterable[str]) -> EngineFacts:
     return EngineFacts(fused_attention=fused, linears={}, kernels=len(names))
 
 
-def _found(
-    plan: mmap.mmap, literal: bytes, pattern: re.Pattern[bytes]
-) -> Iterator[re.Match[bytes]]:
-    """Yield the pattern's matches at each place of a literal: finding that is fast in gigabytes."""
+def _tensors(plan: mmap.mmap) -> Iterator[tuple[bytes, str]]:
+    for at in _places(plan, b"tensor={ "):
+        if match := _TENSOR.match(plan[at : at + _WINDOW_BYTES]):
+            yield match[1], match[2].decode()
+
+
+def _operations(plan: mmap.mmap) -> Iterator[tuple[re.Pattern[bytes], tuple[bytes, ...]]]:
+    for at in _places(plan, _NAMED):
+        kind = _KIND.search(plan[max(0, at - _LONGEST_KIND) : at])
+        pattern = _OPERATIONS.get(kind[0]) if kind else None
+        if pattern and (match := pattern.match(plan[at : at + _WINDOW_BYTES])):
+            yield pattern, match.groups()
+
+
+def _places(plan: mmap.mmap, literal: bytes) -> Iterator[int]:
+    """Yield where a literal is: finding one is fast in gigabytes."""
     at = plan.find(literal)
     while at >= 0:
-        match = pattern.match(plan[at : at + _WINDOW_BYTES])
-        if match:
-            yield match
+        yield at
         at = plan.find(literal, at + len(literal))
 
 

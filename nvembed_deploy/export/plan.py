@@ -17,6 +17,7 @@ from nvembed_deploy.export.provenance import source_of
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.export.weight_file import INPUT_SCALE, LINEAR, OUTPUT_SCALE
 from nvembed_deploy.model.weights import Weights, open_weights
+from nvembed_deploy.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ class Export:
     @property
     def graph_facts(self) -> GraphFacts:
         """What decides whether an engine can be built."""
-        recipe, linear = self.recipe, self.recipe.formats.linear
-        width = self.checkpoint.spec.backbone.head_width
-        code = linear.code if linear else None
-        return GraphFacts(recipe.precision, recipe.opset, width, code, recipe.fp8_attention)
+        return facts_of(self.recipe, self.checkpoint.spec)
 
 
 def graph_options(recipe: ExportRecipe) -> GraphOptions:
@@ -60,6 +58,13 @@ def graph_options(recipe: ExportRecipe) -> GraphOptions:
         kernels=recipe.kernels,
         fp8_attention=recipe.fp8_attention,
     )
+
+
+def facts_of(recipe: ExportRecipe, spec: ModelSpec) -> GraphFacts:
+    """Return what decides whether an engine of a recipe's graph can be built."""
+    linear, width = recipe.formats.linear, spec.backbone.head_width
+    code = linear.code if linear else None
+    return GraphFacts(recipe.precision, recipe.opset, width, code, recipe.fp8_attention)
 
 
 def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:

@@ -211,6 +211,26 @@ def test_the_compiler_starts_and_knows_its_targets() -> None:
     assert version.split(".")[0].isdecimal()
 
 
+@pytest.mark.parametrize("own", ["", "glibc.malloc.perturb=1"])
+def test_the_compiler_allocates_in_large_pages_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    tunables: list[str] = []
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args, **kwargs) -> None:
+            tunables.append(kwargs["env"]["GLIBC_TUNABLES"])
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    probe(RTX, GraphFacts(Precision.FP16, 23, 64))
+    (used,) = tunables
+    assert used == own if own else used.startswith("glibc.malloc.hugetlb=1:")
+
+
 def test_an_engine_of_full_tensorrt_is_named_after_the_model_that_it_is_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
