@@ -45,6 +45,7 @@ NEEDS = {
     "nvembed_deploy.export.compensate": "torch",
     "nvembed_deploy.export.cpu_linear": "onnx_ir",
     "nvembed_deploy.export.dialect": "onnx_ir",
+    "nvembed_deploy.export.energy": "torch",
     "nvembed_deploy.export.fp8_attention": "onnx_ir",
     "nvembed_deploy.export.graph": "onnx_ir",
     "nvembed_deploy.export.graph_linear": "torch",

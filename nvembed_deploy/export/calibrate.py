@@ -19,6 +19,7 @@ from torch import nn
 from nvembed_deploy.export.blocks import Blocks, States, linears_of
 from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.compensate import compensate
+from nvembed_deploy.export.energy import add_energy, complete_energy
 from nvembed_deploy.export.formats import Activations, Code, LinearFormat
 from nvembed_deploy.export.graph_linear import GraphLinear, first_of, is_shared
 from nvembed_deploy.export.memory import give_back
@@ -40,10 +41,9 @@ class _Inputs(InputObserver):
         """See `InputObserver`."""
         super().see(name, x_NI, weights_N1)
         x_NI = x_NI * weights_N1
-        if name in self.energy:
-            self.energy[name].addmm_(x_NI.T, x_NI)
-        else:
-            self.energy[name] = x_NI.T @ x_NI
+        if name not in self.energy:
+            self.energy[name] = x_NI.new_zeros(x_NI.shape[1], x_NI.shape[1])
+        add_energy(self.energy[name], x_NI)
 
     def take_energy(self, name: str) -> torch.Tensor:
         """Return the energy of a linear's input: a copy where others share it."""
@@ -124,6 +124,8 @@ class CompensatingQuantizer:
         for linear in linears:
             linear.observer = inputs
         deque(run(inputs), maxlen=0)
+        for energy_II in inputs.energy.values():
+            complete_energy(energy_II)
         give_back()
         rounded: dict[str, Quantized | None] = {}
         for linear in linears:

@@ -93,7 +93,7 @@ def _calibration_flops(spec: ModelSpec, recipe: ExportRecipe) -> int:
     backbone = spec.backbone
     hidden, wide = backbone.hidden_size, backbone.intermediate_size
     passes = 4 * _tokens(recipe) * _layer_parameters(spec)
-    energies = 2 * _tokens(recipe) * (3 * hidden**2 + wide**2)
+    energies = _tokens(recipe) * (3 * hidden**2 + wide**2)  # half of each is enough
     inverses = 5 * hidden**3 + wide**3
     rounding = 2 * hidden * _layer_parameters(spec) + 2 * hidden * wide**2
     return int(backbone.num_layers * (passes + energies + inverses + rounding))
