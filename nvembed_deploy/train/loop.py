@@ -117,6 +117,8 @@ class _Run:
         learner, self.tokenizer = open_learner(recipe, self.dtype, self.device)
         if self.is_sharded:
             shard(learner, self.device)
+        else:
+            learner.to(self.device)
         section = recipe.optimizer
         pooler_rate = section.pooler_learning_rate or section.learning_rate
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from nvembed_deploy.train import loop
@@ -55,6 +57,16 @@ def test_two_processes_find_the_gradients_of_one(
     for name, gradient in whole.items():
         scale = gradient.abs().max().clamp(min=1e-6)
         assert (found[name] - gradient).abs().max() <= tolerance * scale, name
+
+
+def test_a_sharded_recipe_of_one_process_is_moved_to_its_device(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "Mixture", lambda *_: None)
+    path = write_recipe(tiny_base, tmp_path, run={"shard": True})
+    elsewhere: Any = SimpleNamespace(device=torch.device("meta"), num_processes=1)
+    run = loop._Run(load_recipe(path), elsewhere, [])
+    assert {p.device.type for p in run.learner.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("shard", ["true", "false"])
