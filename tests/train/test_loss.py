@@ -32,6 +32,14 @@ def test_it_is_the_formula() -> None:
     assert math.isclose(float(loss), by_hand(query, passage, allowed, 0.1), rel_tol=1e-5)
 
 
+def test_cosines_are_float32_where_the_model_is_bfloat16() -> None:
+    query, passage = unit(3, 0), unit(7, 1)
+    allowed = torch.ones(3, 7, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = info_nce(query, passage, allowed, 0.02)
+    assert float(loss) == float(info_nce(query, passage, allowed, 0.02))
+
+
 def test_only_a_querys_own_negatives_count_out_of_batch() -> None:
     owner = torch.tensor([0, 1, 0, 1, 1])
     keep = torch.ones(2, 5, dtype=torch.bool)
