@@ -92,7 +92,7 @@ def about(source: Path, encoder: Encoder) -> dict[str, Any]:
         "runtime": encoder.runtime.name,
         "device": encoder.runtime.device,
         "layers": encoder.spec.backbone.num_layers,
-        "precision": manifest.recipe.get("scheme") or manifest.precision if manifest else None,
+        "precision": manifest.recipe.get("precision") or manifest.precision if manifest else None,
         "engines": {n: r.summary for n, r in manifest.engines.items()} if manifest else {},
     }
 

@@ -13,9 +13,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
-from nvembed_deploy.errors import NVEmbedError
+from nvembed_deploy.errors import InputError, NVEmbedError
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -79,6 +80,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return int(text)
+
+
+def check_out(option: str, path: Path | None) -> None:
+    """Refuse, before anything is computed, what could not be written in the end.
+
+    Raises:
+        InputError: the path is a folder, or its folder does not exist.
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise InputError(f"{option} {path} {problem}", "name a file in a folder that exists")
 
 
 def human_bytes(count: float) -> str:

@@ -24,7 +24,7 @@ LAYERS = (
     {"checkpoint"},
     {"model"},
     {"train", "export", "runtimes"},
-    {"parity", "serve", "bulk", "bench"},
+    {"parity", "bench"},
     {"commands"},
     {"__main__"},
 )
@@ -48,7 +48,6 @@ TESTED_IN = {
     "export/linear_weights": "export/test_linear",
     "export/nearest": "export/test_linear",
     "export/pooler": "export/test_graph",
-    "export/provenance": "export/test_pipeline",
     "export/quantized": "export/test_quantize",
     "export/memory": "export/test_check",
     "export/weight_file": "e2e/test_checkpoint_to_encoder",

@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,12 @@ def test_a_number_that_counts_things_is_at_least_1(text: str) -> None:
 )
 def test_times_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert cli.human_seconds(seconds) == said
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    cli.check_out("--out", None)
+    cli.check_out("--out", tmp_path / "rows.jsonl")
+    with pytest.raises(InputError, match="is a folder"):
+        cli.check_out("--out", tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        cli.check_out("--out", tmp_path / "gone" / "rows.jsonl")

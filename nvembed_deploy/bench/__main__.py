@@ -117,7 +117,7 @@ def bench(args: argparse.Namespace) -> None:
 
     plan = _plan(args)
     for option in ("json", "html"):
-        _check_out(f"--{option}", getattr(args, option))
+        cli.check_out(f"--{option}", getattr(args, option))
     floors = read_floors(args.ratios) if args.ratios else []
     with _progress() as note:
         report = run_benchmark(plan, note)
@@ -130,13 +130,6 @@ def bench(args: argparse.Namespace) -> None:
         write_text(args.html, render(report))
     if floors:
         _hold(judge(report, floors), console)
-
-
-def _check_out(option: str, path: Path | None) -> None:
-    """Refuse, before anything is measured, what could not be written in the end."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise InputError(f"{option} {path} {problem}", "name a file in a folder that exists")
 
 
 def _hold(verdicts: list[Verdict], console: Console) -> None:

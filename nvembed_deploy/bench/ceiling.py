@@ -23,13 +23,30 @@ def measure_ceiling(
 ) -> dict[str, float]:
     """Return FLOP/s of [T, D] x [D, F] by number format; the best of repeated products.
 
-    torch's, or numpy's in float32 where torch is not installed. A format that neither has is left
-    out.
+    torch's, or on a processor numpy's in float32 where torch is not installed. A format that
+    neither has is left out; of a GPU all are where there is no torch that sees it.
+
+    Args:
+        hidden: D.
+        feed: F.
+        dtypes: number formats by our names.
+        device: "cpu"; or "cuda:1", "tensorrt:1", ...: the GPU of this number.
     """
-    known = [name for name in dtypes if name in _TORCH_NAMES]
+    if device != "cpu" and not _torch_sees_gpu():
+        return {}
     if find_spec("torch") is None:
         return {"fp32": _rate(_numpy_product(hidden, feed), hidden * feed)}
-    return {n: _rate(_torch_product(hidden, feed, n, device), hidden * feed) for n in known}
+    place = "cpu" if device == "cpu" else f"cuda:{device.partition(':')[2] or 0}"
+    known = [name for name in dtypes if name in _TORCH_NAMES]
+    return {n: _rate(_torch_product(hidden, feed, n, place), hidden * feed) for n in known}
+
+
+def _torch_sees_gpu() -> bool:
+    if find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _rate(product: Callable[[], None], weights: int) -> float:
@@ -53,7 +70,7 @@ def _torch_product(hidden: int, feed: int, dtype: str, device: str) -> Callable[
         with torch.inference_mode():
             torch.nn.functional.linear(states_TD, weight_FD)
         if device != "cpu":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
 
     return product
 

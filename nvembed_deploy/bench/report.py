@@ -145,8 +145,11 @@ def _latency(seconds: list[float]) -> dict[str, float]:
 
 
 def _ceiling_dtype(run: MixRun, dtype: str) -> str:
-    """Return the side's own format, or fp32 where no product of it was timed (int8)."""
-    if not dtype:
+    """Return the side's own format, or fp32 where no product of it was timed (int8).
+
+    Empty where none was timed at all.
+    """
+    if not dtype or not run.ceiling[0]:
         return ""
     return dtype if dtype in run.ceiling[0] else "fp32"
 

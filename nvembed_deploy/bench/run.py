@@ -146,7 +146,7 @@ def _measure_all(
         "hidden": spec.backbone.hidden_size,
         "feed": spec.backbone.intermediate_size,
         "dtypes": sorted({"fp32", *(str(f.get("dtype", "fp32")) for f in facts.values())}),
-        "device": next(iter(facts.values())).get("device", "cpu").partition(":")[0],
+        "device": next(iter(facts.values())).get("device", "cpu").partition(",")[0],
     }
     found = []
     with WorkerProcess("ceiling", plan.sides[0].threads) as worker:

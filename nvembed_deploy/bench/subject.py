@@ -83,12 +83,12 @@ def _dtype(side: Side, runtime: Any) -> str:  # noqa: ANN401 - a Runtime; torch'
     """Return the number format of most linears of an artifact, or of a torch model."""
     from nvembed_deploy.artifact import is_artifact, open_artifact
 
-    if runtime.name not in {"torch", "reference"}:
-        linears = open_artifact(Path(side.path)).manifest.linears
-        return max(linears, key=lambda name: linears[name])
+    path = Path(side.path)
+    manifest = open_artifact(path).manifest if is_artifact(path) else None
+    if manifest is not None and (runtime.name != "torch" or manifest.is_quantized):
+        return max(manifest.linears, key=lambda name: manifest.linears[name])
     if side.dtype:
         return side.dtype
     if runtime.device == "cpu":
         return "fp32"
-    is_stored = is_artifact(Path(side.path))
-    return str(open_artifact(Path(side.path)).manifest.precision) if is_stored else "bf16"
+    return "bf16" if manifest is None else str(manifest.precision)

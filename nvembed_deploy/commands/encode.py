@@ -93,9 +93,7 @@ def _check_options(args: argparse.Namespace) -> None:
         return
     if out.suffix not in {".npy", ".jsonl"}:
         raise InputError(f"--out {out} ends in {out.suffix!r}", "end it in .npy or .jsonl")
-    if out.is_dir() or not out.parent.is_dir():
-        problem = "is a folder" if out.is_dir() else "lies in a folder that does not exist"
-        raise InputError(f"--out {out} {problem}", "name a file in a folder that exists")
+    cli.check_out("--out", out)
     if args.input is not None and out.exists() and args.input.exists() and out.samefile(args.input):
         raise InputError(f"--out {out} is the input itself", "choose another name")
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = "Show what an artifact is, and verify its files."
     parser.add_argument("artifact", type=Path, help="artifact folder")
-    parser.add_argument("--full", action="store_true", help="also hash the weights")
+    parser.add_argument("--full", action="store_true", help="also hash the weights and engines")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     cli.add_traceback(parser)
     parser.set_defaults(command=inspect)
@@ -55,8 +55,8 @@ def inspect(args: argparse.Namespace) -> None:
         cli.say(json.dumps(artifact.manifest.to_dict(), indent=2))
         return
     _show(artifact)
-    hashed = "every hash" if args.full else "every size, every hash but the weights' (--full)"
-    cli.say(f"verified: {hashed}")
+    partly = "every size, every hash but those of weights and engines (--full)"
+    cli.say(f"verified: {'every hash' if args.full else partly}")
 
 
 def _show(artifact: Artifact) -> None:

@@ -102,9 +102,9 @@ def mine(args: argparse.Namespace) -> None:
     need("mining", "faiss")  # before hours of embedding
     from nvembed_deploy.train.data.corpus import read_corpus
     from nvembed_deploy.train.data.mining import Miner
-    from nvembed_deploy.train.data.rows import Faults, check_output, read_pairs
+    from nvembed_deploy.train.data.rows import Faults, read_pairs
 
-    check_output(args.out)
+    cli.check_out("--out", args.out)
     faults = Faults(stop=not args.skip_bad)
     choice = _choice(args)
     rows = [row for _, row in read_pairs(args.pairs, faults)]

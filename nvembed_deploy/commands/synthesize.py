@@ -60,10 +60,10 @@ def synthesize(args: argparse.Namespace) -> None:
     """Run the command."""
     from nvembed_deploy.runtimes.progress import progress_bar
     from nvembed_deploy.train.data.endpoint import Endpoint
-    from nvembed_deploy.train.data.rows import check_output, write_rows
+    from nvembed_deploy.train.data.rows import write_rows
     from nvembed_deploy.train.data.synthesis import Order, Synthesis, open_log
 
-    check_output(args.out)
+    cli.check_out("--out", args.out)
     endpoint = Endpoint(
         args.endpoint,
         args.model,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nvembed_deploy.errors import InputError
+from nvembed_deploy.runtimes.whole import whole
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,8 @@ class BatchLimits:
         """
         for name, low in (("max_batch_tokens", 1), ("max_padding_tokens", 0), ("batch_size", 1)):
             value = getattr(self, name)
-            if value is not None and (not hasattr(value, "__index__") or value < low):
-                raise InputError(
-                    f"{name} is {value!r}, expected at least {low}", f"set {name} to {low} or more"
-                )
+            if value is not None:
+                whole(name, value, f"set {name} to {low} or more", least=low)
 
     def with_batch_size(self, batch_size: int | None) -> BatchLimits:
         """Return these limits with another bound on the number of texts; None leaves it."""

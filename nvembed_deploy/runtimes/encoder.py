@@ -24,11 +24,11 @@ from nvembed_deploy.runtimes.encoder_values import (
     tensor_of,
     texts_of,
     unit_rows,
-    whole,
 )
 from nvembed_deploy.runtimes.progress import progress_bar
 from nvembed_deploy.runtimes.protocol import Runtime
 from nvembed_deploy.runtimes.streaming import Stream
+from nvembed_deploy.runtimes.whole import whole
 from nvembed_deploy.spec import ModelSpec
 from nvembed_deploy.text import Tokenizer
 
@@ -285,7 +285,7 @@ class Encoder:
         width = self.get_embedding_dimension()
         if truncate_dim is None:
             return width
-        return whole("truncate_dim", truncate_dim, width, "leave it out for all dimensions")
+        return whole("truncate_dim", truncate_dim, "leave it out for all dimensions", most=width)
 
     def _max_tokens(self, max_length: int | None) -> int:
         if max_length is None:
@@ -293,6 +293,6 @@ class Encoder:
         return whole(
             "max_length",
             max_length,
-            self.max_seq_length,
             "leave it out for as many as the model takes (text.max_tokens of its config)",
+            most=self.max_seq_length,
         )

@@ -6,7 +6,7 @@ Legend: N texts, D hidden.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,15 +37,6 @@ def checked(inputs: Iterable[object]) -> Iterator[str]:
                 "convert or drop this element",
             )
         yield text
-
-
-def whole(name: str, value: Any, most: int, fix: str) -> int:  # noqa: ANN401 - a caller's
-    """Return an argument that is a whole number from 1 to `most`, or say what it is."""
-    is_whole = isinstance(value, SupportsIndex) and not isinstance(value, bool)
-    number = value.__index__() if is_whole else 0
-    if not 1 <= number <= most:
-        raise InputError(f"{name} is {value!r}, expected 1 to {most}", fix)
-    return number
 
 
 def unit_rows(embeddings: ArrayLike) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ from nvembed_deploy.runtimes.onnx_tensorrt import (
     rtx_options,
     tensorrt_options,
 )
-from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT, RuntimeOptions
+from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT, RuntimeOptions, closed
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch
 
@@ -100,7 +100,7 @@ class OnnxRuntime:
     def embed(self, batch: Batch) -> NDArray[np.float32]:
         """Return L2-normalised embeddings [B, D] of a right-padded batch."""
         if self._session is None:
-            raise InputError("the encoder is closed", "open it again with load_encoder")
+            raise closed()
         arrays = (batch.input_ids_BS, batch.attention_mask_BS, batch.pool_mask_BS)
         feed = dict(zip(INPUTS, arrays, strict=True))
         if self._profiles:
@@ -249,8 +249,8 @@ def _providers(
     if target.providers[0] == RTX_PROVIDER:
         return None
     device = {"device_id": str(target.index)}
-    # Exact growth: doubling would reserve up to twice the largest batch.
-    cuda = {**device, "arena_extend_strategy": "kSameAsRequested"}
+    # Exact growth: doubling would reserve up to twice the largest batch. And float32 is float32.
+    cuda = {**device, "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
     if options.memory_limit_bytes is not None:
         cuda["gpu_mem_limit"] = str(options.memory_limit_bytes)
     known = {_CUDA: cuda}

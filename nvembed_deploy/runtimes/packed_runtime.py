@@ -20,6 +20,7 @@ from nvembed_deploy.model.packed.attention import reads_cuts
 from nvembed_deploy.model.packed.batch import PackedBatch, widen
 from nvembed_deploy.model.packed.loader import Loader
 from nvembed_deploy.model.packed.model import PackedModel
+from nvembed_deploy.runtimes.protocol import closed
 from nvembed_deploy.runtimes.replay_cache import ReplayCache
 from nvembed_deploy.spec import ModelSpec, Pooling
 from nvembed_deploy.text import Batch
@@ -83,6 +84,7 @@ class PackedRuntime:
             record: how; CUDA graphs if left out.
         """
         self._model: PackedModel | None = model
+        self._device = model.device
         self._recordings: ReplayCache[Recording] = ReplayCache(graphs)
         self._record = record or CudaGraphs(model.device).record
         self._lock = threading.Lock()
@@ -100,18 +102,18 @@ class PackedRuntime:
     @property
     def device(self) -> str:
         """Where it runs: "cpu", "cuda:0", ..."""
-        assert self._model is not None, "the runtime is closed"
-        return str(self._model.device)
+        return str(self._device)
 
     @torch.inference_mode()
     def embed(self, batch: Batch) -> NDArray[np.float32]:
         """Return L2-normalised embeddings [B, D], float32, of a right-padded batch."""
         with self._lock:
-            assert self._model is not None, "the runtime is closed"
+            if self._model is None:
+                raise closed()
             packed = self._model.pack(batch)
             embedding_BD = self._replayed(packed, self._model)
             if embedding_BD is None:
-                embedding_BD = self._model(packed.to(self._model.device))
+                embedding_BD = self._model(packed.to(self._device))
             result: NDArray[np.float32] = embedding_BD[: batch.num_texts].cpu().numpy()
             return result
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.runtimes.whole import whole
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch
 
@@ -69,18 +70,21 @@ class RuntimeOptions:
         """Refuse what would be taken for something else.
 
         Raises:
-            InputError: the device is no string, or there are no threads.
+            InputError: the device is no string, or a number is none.
         """
         if self.device is not None and not isinstance(self.device, str):
             raise InputError(
                 f"device is {self.device!r}, expected a string",
                 "write 'cpu', 'cuda' or 'cuda:1'; str(device) of a torch.device",
             )
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise InputError(
-                f"threads is {self.threads!r}, expected a whole number of at least 1",
-                "leave it out for all there are",
-            )
+        if self.threads is not None:
+            whole("threads", self.threads, "leave it out for all there are")
+        whole("cuda_graphs", self.cuda_graphs, "write 0 for none", least=0)
+
+
+def closed() -> InputError:
+    """Return what a runtime raises when it is used after `close`."""
+    return InputError("the encoder is closed", "open it again with load_encoder")
 
 
 class Runtime(Protocol):

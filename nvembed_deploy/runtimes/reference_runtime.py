@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nvembed_deploy.checkpoint import Checkpoint
 from nvembed_deploy.model.nvembed import NVEmbed, load_model
 from nvembed_deploy.model.weights import open_weights
-from nvembed_deploy.runtimes.protocol import RuntimeOptions
+from nvembed_deploy.runtimes.protocol import RuntimeOptions, closed
 from nvembed_deploy.runtimes.torch_device import torch_device, torch_dtype
 from nvembed_deploy.spec import PoolerForm, Precision
 from nvembed_deploy.text import Batch
@@ -42,7 +42,8 @@ class ReferenceRuntime:
     @torch.inference_mode()
     def embed(self, batch: Batch) -> NDArray[np.float32]:
         """Return L2-normalised embeddings [B, D], float32, of a right-padded batch."""
-        assert self._model is not None, "the runtime is closed"
+        if self._model is None:
+            raise closed()
         inputs = (batch.input_ids_BS, batch.attention_mask_BS, batch.pool_mask_BS)
         embedding_BD = self._model(*(torch.from_numpy(x).to(self._device) for x in inputs))
         result: NDArray[np.float32] = embedding_BD.cpu().numpy()

@@ -26,7 +26,7 @@ from nvembed_deploy.runtimes.engine_choice import Host
 from nvembed_deploy.runtimes.engine_request import Damage, find_another, find_engine
 from nvembed_deploy.runtimes.launch import Launch, exact_profile, plan_launches
 from nvembed_deploy.runtimes.loaded_engine import Context, LoadedEngine
-from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT, RuntimeOptions
+from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT, RuntimeOptions, closed
 from nvembed_deploy.runtimes.replay_cache import ReplayCache
 from nvembed_deploy.tensorrt_api import Api, load_api
 from nvembed_deploy.text import Batch
@@ -154,7 +154,7 @@ class TensorRTRuntime:
 
     def _open_gpu(self) -> Gpu:
         if self._gpu is None:
-            raise InputError("the encoder is closed", "open it again with load_encoder")
+            raise closed()
         self._gpu.use()
         return self._gpu
 

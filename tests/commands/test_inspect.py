@@ -89,7 +89,7 @@ def test_changed_weights_are_found_by_full_alone(artifact: Path, capsys) -> None
     data[-1] ^= 1
     weights.write_bytes(data)
     assert main(["inspect", str(artifact)]) == 0
-    assert "every hash but the weights'" in capsys.readouterr().out
+    assert "every hash but those of weights and engines" in capsys.readouterr().out
     assert main(["inspect", str(artifact), "--full"]) == 2
     assert "model.onnx_data was changed: got sha256" in capsys.readouterr().err
 

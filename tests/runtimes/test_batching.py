@@ -59,5 +59,5 @@ def test_padding_is_far_less_than_in_batches_of_fixed_size() -> None:
 
 @pytest.mark.parametrize("name", ["max_batch_tokens", "batch_size"])
 def test_a_bound_of_zero_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} is 0, expected at least 1"):
+    with pytest.raises(InputError, match=f"{name} is 0, expected a whole number of at least 1"):
         BatchLimits(**{name: 0})

@@ -155,7 +155,9 @@ def test_without_normalisation_a_truncated_row_is_the_slice(encoder: Encoder) ->
 
 @pytest.mark.parametrize("truncate_dim", [0, 17])
 def test_a_width_that_is_not_there_is_refused(encoder: Encoder, truncate_dim: int) -> None:
-    with pytest.raises(InputError, match=f"truncate_dim is {truncate_dim}, expected 1 to 16"):
+    with pytest.raises(
+        InputError, match=f"truncate_dim is {truncate_dim}, expected a whole number from 1 to 16"
+    ):
         encoder.encode("w1", truncate_dim=truncate_dim)
 
 
@@ -211,7 +213,7 @@ def test_a_long_text_is_cut_to_max_length(encoder: Encoder) -> None:
 
 
 def test_a_max_length_beyond_the_model_is_refused(encoder: Encoder) -> None:
-    with pytest.raises(InputError, match="max_length is 65, expected 1 to 64"):
+    with pytest.raises(InputError, match="max_length is 65, expected a whole number from 1 to 64"):
         encoder.encode("w1", max_length=65)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nvembed_deploy import load_encoder
-from nvembed_deploy.errors import ArtifactError, HardwareError
+from nvembed_deploy.errors import ArtifactError, HardwareError, InputError
 from nvembed_deploy.export.pipeline import run_export
 from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import load_recipe
@@ -102,3 +102,12 @@ def test_an_fp8_artifact_is_computed_with_its_own_codes(
 def test_the_reference_runs_checkpoints_only(tiny_artifact: Path):
     with pytest.raises(ArtifactError, match="runs a checkpoint"):
         embed(tiny_artifact, "reference")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "reference"])
+def test_a_closed_encoder_says_so(tiny_checkpoint: Path, runtime: str) -> None:
+    encoder = load_encoder(tiny_checkpoint, runtime, device="cpu")
+    encoder.close()
+    with pytest.raises(InputError, match="is closed"):
+        encoder.encode(["a"])
+    assert encoder.runtime.device == "cpu"

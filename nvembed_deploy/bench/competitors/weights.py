@@ -33,10 +33,7 @@ def prepare(checkpoint: Path, folder: Path, *, is_traced: bool = False) -> None:
     model = load_model(open_weights(opened))
     save_model(model, str(folder / WEIGHTS))
     (folder / SPEC).write_text(json.dumps(opened.spec.to_dict()), encoding="utf-8")
-    if opened.tokenizer.suffix == ".gguf":
-        write_tokenizer(opened, folder / TOKENIZER)
-    else:
-        (folder / TOKENIZER).write_bytes(opened.tokenizer.read_bytes())
+    write_tokenizer(opened, folder / TOKENIZER)
     if is_traced:
         trace(model, folder / TRACED)
 

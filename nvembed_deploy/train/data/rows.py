@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.lock import hold
 from nvembed_deploy.train.example import fault_of
@@ -82,7 +83,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     Raises:
         InputError: the path is a folder, its folder does not exist, or another run writes it.
     """
-    check_output(path)
+    cli.check_out("--out", path)
     count = 0
     # One name for all runs: what a killed run left is written over.
     partial = path.with_name(f".{path.name}.partial")
@@ -102,17 +103,6 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
         finally:
             partial.unlink(missing_ok=True)
     return count
-
-
-def check_output(path: Path) -> None:
-    """Refuse, before anything is computed, what could not be written in the end.
-
-    Raises:
-        InputError: the path is a folder, or its folder does not exist.
-    """
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise InputError(f"--out {path} {problem}", "name a file in a folder that exists")
 
 
 def _packed(raw: IO[bytes]) -> IO[bytes]:

@@ -13,7 +13,6 @@ from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.rows import (
     Faults,
     Row,
-    check_output,
     read_pairs,
     read_rows,
     write_rows,
@@ -105,10 +104,3 @@ def test_an_example_that_training_would_refuse_is_refused_here(
     faults = Faults(stop=False)
     assert len(list(read_pairs(path, faults))) == (fault is None)
     assert list(faults.counts) == ([fault] if fault else [])
-
-
-def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a folder"):
-        check_output(tmp_path)
-    with pytest.raises(InputError, match="does not exist"):
-        check_output(tmp_path / "gone" / "rows.jsonl")
