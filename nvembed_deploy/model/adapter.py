@@ -48,6 +48,13 @@ _KEY = re.compile(
 
 
 @dataclass(frozen=True)
+class _Linear:
+    module: str
+    """Its name in the model that was adapted, which the config's patterns speak of."""
+    parts: dict[str, TensorEntry]
+
+
+@dataclass(frozen=True)
 class _Delta:
     down: np.ndarray  # [r, in]
     up: np.ndarray  # [out, r]
@@ -111,9 +118,10 @@ def open_adapter(folder: Path, targets: dict[str, tuple[int, ...]]) -> Adapter:
             f"{weights} does not exist (found {found})",
             "save the adapter with safe_serialization=True; .bin files are never unpickled",
         )
-    parts = _parts(open_tensors(weights), targets, weights)
+    linears = _linears(open_tensors(weights), targets, weights)
     deltas = {
-        name: _delta(name, found, targets[name], (config, weights)) for name, found in parts.items()
+        name: _delta(name, linear, targets[name], (config, weights))
+        for name, linear in linears.items()
     }
     if not deltas:
         raise CheckpointError(f"{weights} holds no LoRA tensors", "save the trained adapter again")
@@ -130,10 +138,10 @@ def _refuse_unmergeable(config: dict[str, Any], folder: Path) -> None:
             )
 
 
-def _parts(
+def _linears(
     entries: dict[str, TensorEntry], targets: dict[str, tuple[int, ...]], path: Path
-) -> dict[str, dict[str, TensorEntry]]:
-    parts: dict[str, dict[str, TensorEntry]] = {}
+) -> dict[str, _Linear]:
+    linears: dict[str, _Linear] = {}
     for key, entry in entries.items():
         match = _KEY.fullmatch(key)
         name = our_name(match["module"] + ".weight") if match else None
@@ -142,30 +150,31 @@ def _parts(
                 f"{path}: {key} is not a LoRA tensor of a linear of this backbone",
                 "use an adapter trained on this base, with LoRA on linears only",
             )
-        parts.setdefault(name, {})[match["part"]] = entry
-    return parts
+        linear = linears.setdefault(name, _Linear(match["module"], {}))
+        linear.parts[match["part"]] = entry
+    return linears
 
 
 def _delta(
     name: str,
-    parts: dict[str, TensorEntry],
+    linear: _Linear,
     shape: tuple[int, ...],
     source: tuple[dict[str, Any], Path],
 ) -> _Delta:
     config, path = source
     use_dora = bool(config.get("use_dora"))
     expected = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if use_dora else set())
-    if set(parts) != expected:
+    if set(linear.parts) != expected:
         raise CheckpointError(
-            f"{path}: {name} has {sorted(parts)}, expected {sorted(expected)}",
+            f"{path}: {name} has {sorted(linear.parts)}, expected {sorted(expected)}",
             "save the trained adapter again",
         )
-    tail = name.removeprefix("backbone.").removesuffix(".weight")
-    rank = int(_pattern(config, "rank_pattern", tail) or config["r"])
-    alpha = float(_pattern(config, "alpha_pattern", tail) or config["lora_alpha"])
+    rank = int(_patterned(config, "r", "rank_pattern", linear.module))
+    alpha = _patterned(config, "lora_alpha", "alpha_pattern", linear.module)
     want = {"lora_A": (rank, shape[1]), "lora_B": (shape[0], rank)}
     arrays = {
-        part: _read(entry, want.get(part, (shape[0],)), path) for part, entry in parts.items()
+        part: _read(entry, want.get(part, (shape[0],)), path)
+        for part, entry in linear.parts.items()
     }
     return _Delta(
         down=arrays["lora_A"],
@@ -175,15 +184,16 @@ def _delta(
     )
 
 
-def _pattern(config: dict[str, Any], key: str, module: str) -> float | None:
-    """Look a module up in rank_pattern or alpha_pattern, whose keys are regular expressions.
+def _patterned(config: dict[str, Any], option: str, patterns: str, module: str) -> float:
+    """Return an option's value for a module: the first pattern's that fits, else the config's.
 
-    Source: peft `utils/other.py: get_pattern_key` (a key matches the end of the module's name).
+    Source: peft `utils/other.py: get_pattern_key`. A pattern is a regular expression of the end of
+    the module's whole name (`model.layers.0...` under a language head), or with ^ of all of it.
     """
-    for pattern, value in (config.get(key) or {}).items():
+    for pattern, value in (config.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return float(value)
-    return None
+    return float(config[option])
 
 
 def _read(entry: TensorEntry, shape: tuple[int, ...], path: Path) -> np.ndarray:

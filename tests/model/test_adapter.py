@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.adapter import open_adapter
@@ -21,11 +21,13 @@ from tests import factories
 TARGETS = backbone_shapes(factories.TINY.backbone)
 
 
-def write_adapter(base: Path, folder: Path, **options: Any) -> dict[str, np.ndarray]:
+def write_adapter(
+    base: Path, folder: Path, *, kind: Any = AutoModel, **options: Any
+) -> dict[str, np.ndarray]:
     """Train nothing, but give a peft adapter random weights; save it; return peft's own merge."""
     torch.manual_seed(0)
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options})
-    model = get_peft_model(AutoModel.from_pretrained(base, dtype=torch.float32), config)
+    model = get_peft_model(kind.from_pretrained(base, dtype=torch.float32), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_A" in name or "lora_B" in name:
@@ -33,7 +35,8 @@ def write_adapter(base: Path, folder: Path, **options: Any) -> dict[str, np.ndar
             elif "magnitude" in name:
                 parameter.mul_(torch.rand_like(parameter) + 0.5)
     model.save_pretrained(folder)
-    return {f"backbone.{n}": p.numpy() for n, p in model.merge_and_unload().state_dict().items()}
+    merged = model.merge_and_unload().state_dict()
+    return {f"backbone.{n.removeprefix('model.')}": p.numpy() for n, p in merged.items()}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,43 @@ def test_merging_equals_pefts_own_merge(
     for name in TARGETS:
         got = adapter.merge(name, base[name]) if name in adapter else base[name]
         assert np.abs(got - merged[name]).max() <= 2e-6, name
+
+
+PATTERNS: dict[str, dict[str, float]] = {
+    "whole-name": {"model.layers.0.self_attn.q_proj": 3},
+    "whole-name-anchored": {r"^model\.layers\.1\.mlp\.down_proj": 3},
+    "short-name": {"layers.0.self_attn.q_proj": 3},
+    "short-name-anchored": {"^layers.0.self_attn.q_proj": 3},
+    "last-part": {"down_proj": 3, "q_proj": 5},
+    "first-that-fits": {r"0\.self_attn\.q_proj": 3, "q_proj": 5},
+    "half-a-part": {"_proj": 3},
+    "zero": {"q_proj": 0},
+}
+
+
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")
+@pytest.mark.parametrize("kind", [AutoModel, AutoModelForCausalLM], ids=["decoder", "causal-lm"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_fit_the_modules_that_peft_fits(
+    tmp_path: Path, tiny_base: Path, kind: Any, pattern: str
+) -> None:
+    options = {"target_modules": ["q_proj", "down_proj"], "alpha_pattern": PATTERNS[pattern]}
+    merged = write_adapter(tiny_base, tmp_path, kind=kind, **options)
+    adapter = open_adapter(tmp_path, TARGETS)
+    base = factories.weights()
+    assert len(adapter) == 2 * factories.TINY.backbone.num_layers
+    for name in filter(adapter.__contains__, TARGETS):
+        assert np.abs(adapter.merge(name, base[name]) - merged[name]).max() <= 2e-6, name
+
+
+def test_a_rank_of_one_module_under_a_language_head_is_found(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    ranks = {"rank_pattern": {"^model.layers.2.mlp.up_proj": 7}, "target_modules": ["up_proj"]}
+    merged = write_adapter(tiny_base, tmp_path, kind=AutoModelForCausalLM, **ranks)
+    name = "backbone.layers.2.mlp.up_proj.weight"
+    got = open_adapter(tmp_path, TARGETS).merge(name, factories.weights()[name])
+    assert np.abs(got - merged[name]).max() <= 2e-6
 
 
 def test_rows_merge_as_the_whole_does(tmp_path: Path, tiny_base: Path) -> None:
