@@ -9,26 +9,31 @@ import nvembed_deploy
 from nvembed_deploy.artifact import hash_file
 from nvembed_deploy.checkpoint import Checkpoint
 
+_DESCRIPTIONS = ("config.json", "checkpoint.json", "model.safetensors.index.json")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _POOLER = "pooler.safetensors"
-_TOOLS = ("nvembed-deploy", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers", "torch")
+_TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers", "torch")
 
 
 def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the model's name, and the sha256 of what describes the checkpoint and was trained.
 
-    The decoder's weights are not read: they would take as long as a copy.
+    Files have the names that `assemble` gives them, also where the checkpoint's description names
+    others. The decoder's weights are not read: they would take as long as a copy.
     """
-    names = ("config.json", "checkpoint.json", "model.safetensors.index.json", _POOLER)
-    files = [checkpoint.path / name for name in names if (checkpoint.path / name).exists()]
+    files = {name: checkpoint.path / name for name in _DESCRIPTIONS}
     if checkpoint.adapter is not None:
-        files.append(checkpoint.adapter / "adapter_model.safetensors")
-    return {"name": checkpoint.spec.name, "sha256": {f.name: hash_file(f) for f in files}}
+        files |= {name: checkpoint.adapter / name for name in _ADAPTER}
+    if checkpoint.pooler and checkpoint.pooler is not checkpoint.backbone:
+        files[_POOLER] = next(iter(checkpoint.pooler.values())).path
+    hashes = {name: hash_file(path) for name, path in files.items() if path.exists()}
+    return {"name": checkpoint.spec.name, "sha256": hashes}
 
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of what wrote the artifact."""
     versions = {"nvembed-deploy": nvembed_deploy.__version__}
-    for name in _TOOLS[1:]:
+    for name in _TOOLS:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -61,6 +61,9 @@ def test_the_manifest_says_where_the_artifact_comes_from(
     assert source["name"] == "mine"
     assert source["sha256"] == {
         "checkpoint.json": hash_file(tmp_path / "checkpoint" / "checkpoint.json"),
+        "adapter_config.json": hash_file(
+            tmp_path / "checkpoint" / "adapter" / "adapter_config.json"
+        ),
         "adapter_model.safetensors": hash_file(
             tmp_path / "checkpoint" / "adapter" / "adapter_model.safetensors"
         ),
