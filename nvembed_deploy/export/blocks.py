@@ -49,13 +49,8 @@ class Blocks:
 
     def embed(self) -> States:
         """Return the embeddings of all tokens."""
-        name, weights = "backbone.embed_tokens.weight", self._linears.weights
-        states = []
-        for batch in self.batches:
-            ids, inverse = np.unique(batch.input_ids_BS, return_inverse=True)
-            rows = np.concatenate([weights.read_float32(name, slice(i, i + 1)) for i in ids])
-            states.append(self._place(rows[inverse.reshape(batch.input_ids_BS.shape)]))
-        return states
+        weights = self._linears.weights
+        return [self._place(weights.embed(batch.input_ids_BS)) for batch in self.batches]
 
     def layer(self, index: int) -> nn.Module:
         """Return a layer of the decoder."""

@@ -94,10 +94,6 @@ class RotatedWeights(Weights):
         self._head = hadamard(power_of_two(weights.spec.backbone.head_width))
         self.features = hadamard(feature_block(weights.spec, kernels))
 
-    def is_merged(self, name: str) -> bool:
-        """Tell whether the tensor differs from the checkpoint's file: all of the decoder's do."""
-        return name.startswith(BACKBONE) or self._weights.is_merged(name)
-
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """Return a tensor, or `rows` of its first axis; see `Weights.read`."""
         if name == UNROTATE + ".weight":

@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from nvembed_deploy.checkpoint import (
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.names import POOLER, our_name, pooler_shapes, released_name
 from nvembed_deploy.model.weights import open_weights
-from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec
+from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec, TextSpec
 from nvembed_deploy.staging import staged_folder
 from nvembed_deploy.tensorfile import open_tensors
 from nvembed_deploy.tensorwriter import SafetensorsWriter
@@ -47,6 +48,10 @@ class Parts:
     causal: bool = False
     name: str | None = None
     prompts: dict[str, str] = field(default_factory=dict)
+    text: TextSpec | None = None
+    """The text rules; the base's if left out."""
+    tokenizer: Path | None = None
+    """A tokenizer.json, or a GGUF file that holds one; the base's if left out."""
 
 
 def assemble_checkpoint(
@@ -65,7 +70,7 @@ def assemble_checkpoint(
         CheckpointError: a part is missing or does not fit the others, or `out` is inside the base
             that is to be copied into it.
     """
-    for part in (parts.base, parts.adapter, parts.pooler):
+    for part in (parts.base, parts.adapter, parts.pooler, parts.tokenizer):
         if part is not None:
             _check_exists(part)
     if copy_base and Path(out).resolve().is_relative_to(parts.base.resolve()):
@@ -84,6 +89,7 @@ def assemble_checkpoint(
             "pooler_spec": {**asdict(parts.pooler_spec), "pooling": pooling.value},
             "causal": parts.causal,
             "prompts": parts.prompts,
+            **_text_section(parts),
         }
         text = json.dumps(description, indent=2) + "\n"
         (stage / DESCRIPTION).write_text(text, encoding="utf-8")
@@ -92,9 +98,19 @@ def assemble_checkpoint(
         if pooling.has_weights:
             _place_pooler(parts, stage / "pooler.safetensors", seed)
         checkpoint = _opened(parts, stage, Path(out))
-        if not (stage / "tokenizer.json").exists():
-            write_tokenizer(checkpoint, stage / "tokenizer.json")
+        if parts.tokenizer is not None:
+            checkpoint = replace(checkpoint, tokenizer=parts.tokenizer)
+        write_tokenizer(checkpoint, stage / "tokenizer.json")
         return checkpoint.spec
+
+
+def _text_section(parts: Parts) -> dict[str, Any]:
+    """Return the description's `text`, which holds what differs from the base's; else nothing."""
+    if parts.text is None:
+        return {}
+    base = asdict(open_base(parts.base)[0].text)
+    changes = {key: value for key, value in asdict(parts.text).items() if value != base[key]}
+    return {"text": changes} if changes else {}
 
 
 def _check_exists(part: Path) -> None:

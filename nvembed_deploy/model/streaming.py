@@ -58,21 +58,14 @@ class StreamingModel:
         First the token embeddings, then each layer's output (hidden_BSD, float32), last the
         unit-length embedding_BD.
         """
-        states = self._embed()
+        states = [
+            torch.from_numpy(self._weights.embed(batch.input_ids_BS)) for batch in self._batches
+        ]
         yield [state.numpy() for state in states]
         for index in range(self._weights.spec.backbone.num_layers):
             states = self._layer(index, states)
             yield [state.numpy() for state in states]
         yield [state.numpy() for state in self._pool(states)]
-
-    def _embed(self) -> list[torch.Tensor]:
-        name = "backbone.embed_tokens.weight"
-        states = []
-        for batch in self._batches:
-            ids, inverse = np.unique(batch.input_ids_BS, return_inverse=True)
-            rows = np.stack([self._weights.read_float32(name, slice(i, i + 1))[0] for i in ids])
-            states.append(torch.from_numpy(rows[inverse.reshape(batch.input_ids_BS.shape)]))
-        return states
 
     def _layer(self, index: int, states: list[torch.Tensor]) -> list[torch.Tensor]:
         decoder = self._model.backbone.decoder

@@ -17,6 +17,7 @@ from nvembed_deploy.spec import ModelSpec
 from nvembed_deploy.tensorfile import find_nonfinite
 
 _SHOWN = 10  # problems named in one message
+_EMBEDDINGS = BACKBONE + "embed_tokens.weight"
 
 _IGNORED_TAILS = ("rotary_emb.inv_freq", "lm_head.weight")
 """Base decoders carry these; an embedder uses neither (rotary angles are computed)."""
@@ -33,10 +34,6 @@ class Weights:
         self.shapes = expected_shapes(spec)
         self._tensors = tensors
         self._adapter = adapter
-
-    def is_merged(self, name: str) -> bool:
-        """Tell whether the adapter changes this tensor (it is then read as float32)."""
-        return self._adapter is not None and name in self._adapter
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """Return a tensor, or `rows` of its first axis: stored dtype, float32 where merged.
@@ -62,6 +59,17 @@ class Weights:
         """Return `read` as float32."""
         return self.read(name, rows).astype(np.float32, copy=False)
 
+    def embed(self, ids_BS: np.ndarray) -> np.ndarray:
+        """Return the tokens' embeddings_BSD, float32; each token's row is read once.
+
+        Raises:
+            CheckpointError: a value is NaN or infinite.
+        """
+        ids, inverse = np.unique(ids_BS, return_inverse=True)
+        rows = [self.read_float32(_EMBEDDINGS, slice(i, i + 1)) for i in ids]
+        embeddings_BSD: np.ndarray = np.concatenate(rows)[inverse.reshape(ids_BS.shape)]
+        return embeddings_BSD
+
     def row_blocks(self, name: str, block_bytes: int = 32 << 20) -> Iterable[slice]:
         """Cut the first axis into slices of about `block_bytes` in float32."""
         shape = self.shapes[name]
@@ -74,13 +82,12 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
     """Map every tensor of a checkpoint to our names and check that the set is complete.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape (all are listed), or the
-            adapter asks for what cannot be merged.
+        CheckpointError: a tensor is missing, unknown or of another shape (all are listed), the
+            pooler's file holds tensors of a decoder, or the adapter asks for what cannot be merged.
     """
-    tensors = {
-        **_named(checkpoint.backbone, BACKBONE, checkpoint),
-        **_named(checkpoint.pooler, POOLER, checkpoint),
-    }
+    if checkpoint.backbone is not checkpoint.pooler:
+        _refuse_decoder(checkpoint.pooler)
+    tensors = {**_named(checkpoint.backbone, BACKBONE), **_named(checkpoint.pooler, POOLER)}
     shapes = expected_shapes(checkpoint.spec)
     _check(tensors, shapes, checkpoint)
     adapter = None
@@ -90,18 +97,29 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
     return Weights(checkpoint.spec, tensors, adapter)
 
 
-def _named(tensors: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    # A file of one part alone must fit; a released folder holds the other part too.
-    is_alone = prefix == POOLER and checkpoint.backbone is not checkpoint.pooler
+def _refuse_decoder(pooler: Mapping[str, Tensor]) -> None:
+    """Refuse a pooler's own file that is a shard of a model: its layers are not the base's."""
+    strays = [key for key in pooler if (our_name(key) or key).startswith(BACKBONE)]
+    if strays:
+        has = "1 tensor" if len(strays) == 1 else f"{len(strays)} tensors"
+        raise CheckpointError(
+            f"{pooler[strays[0]].path} is to be a pooler, but holds {has} of a decoder, as "
+            f"{strays[0]}",
+            "give a file of the pooler's tensors alone (NV-Embed's begin with "
+            "latent_attention_model.); NV-Embed's own folder is a checkpoint as it is",
+        )
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = our_name(key)
         if key.endswith(_IGNORED_TAILS):
             continue
-        if name is not None and (name.startswith(prefix) or is_alone):
-            named[name] = tensor
-        elif name is None:
+        if name is None:
             named[key] = tensor  # unknown: `_check` names it
+        elif name.startswith(prefix):  # a released folder holds the other part too
+            named[name] = tensor
     return named
 
 

@@ -152,6 +152,8 @@ def _parts(checkpoint: Checkpoint, section: ModelSection) -> Parts:
         causal=spec.backbone.causal,
         name=section.name or (spec.name if section.checkpoint else None),
         prompts=spec.prompts,
+        text=spec.text,
+        tokenizer=checkpoint.tokenizer.resolve() if section.checkpoint else None,
     )
 
 

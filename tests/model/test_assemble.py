@@ -59,6 +59,33 @@ def test_a_base_elsewhere_is_named_relative_to_the_folder(tmp_path: Path, parts:
     assert described["base"] == "../models/base"
 
 
+def test_text_rules_and_a_tokenizer_take_the_place_of_the_bases(
+    tmp_path: Path, parts: Parts
+) -> None:
+    text = replace(TINY.text, instruction_template="{instruction}: ", max_tokens=64)
+    tokenizer = tmp_path / "trained.json"
+    tokenizer.write_text((parts.base / "tokenizer.json").read_text() + "\n")
+    out = tmp_path / "out"
+    spec = assemble_checkpoint(replace(parts, text=text, tokenizer=tokenizer), out)
+    assert spec.text == open_checkpoint(out).spec.text == text
+    described = json.loads((out / DESCRIPTION).read_text())
+    assert described["text"] == {"instruction_template": "{instruction}: ", "max_tokens": 64}
+    assert (out / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
+
+
+def test_text_rules_of_the_base_are_not_repeated(tmp_path: Path, parts: Parts) -> None:
+    assemble_checkpoint(replace(parts, text=TINY.text), tmp_path / "out")
+    assert "text" not in json.loads((tmp_path / "out" / DESCRIPTION).read_text())
+
+
+def test_a_shard_given_as_a_pooler_is_refused_and_named(tmp_path: Path, parts: Parts) -> None:
+    released = factories.write_released(tmp_path / "released", num_shards=1)
+    (shard,) = released.glob("*.safetensors")
+    with pytest.raises(CheckpointError, match=f"{shard} is to be a pooler, but holds 29 tensors"):
+        assemble_checkpoint(replace(parts, pooler=shard), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [released]
+
+
 def test_a_fresh_pooler_is_seeded_and_nearly_the_mean(tmp_path: Path, parts: Parts) -> None:
     texts = ["the cat sat on the mat", "another text", "a"]
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
@@ -77,7 +104,7 @@ def test_a_fresh_pooler_is_seeded_and_nearly_the_mean(tmp_path: Path, parts: Par
     assert (fresh * mean).sum(1).min() >= 0.999
 
 
-@pytest.mark.parametrize("part", ["base", "adapter", "pooler"])
+@pytest.mark.parametrize("part", ["base", "adapter", "pooler", "tokenizer"])
 def test_a_part_that_is_not_there_is_named(tmp_path: Path, parts: Parts, part: str) -> None:
     gone = tmp_path / "gone"
     with pytest.raises(CheckpointError, match=f"{gone} does not exist"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.model.names import released_name
 from nvembed_deploy.model.weights import Weights, open_weights
+from nvembed_deploy.tensorfile import open_tensors
 from tests import factories
 
 
@@ -32,6 +36,30 @@ def test_rows_are_the_rows_of_the_whole(tiny_weights: Weights) -> None:
     blocks = [tiny_weights.read(name, rows) for rows in tiny_weights.row_blocks(name, 4000)]
     assert len(blocks) > 3
     assert np.array_equal(np.concatenate(blocks), tiny_weights.read(name))
+
+
+class CountedTensor:
+    """A tensor in memory that counts how often each row is read."""
+
+    path = Path("memory")
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.reads = array, array.shape, Counter[int]()
+
+    def read(self, rows: slice | None = None) -> np.ndarray:
+        rows = rows or slice(None)
+        self.reads.update(range(*rows.indices(len(self.array))))
+        return self.array[rows]
+
+
+def test_tokens_are_embedded_in_place_and_each_row_is_read_once() -> None:
+    name = "backbone.embed_tokens.weight"
+    tensor = CountedTensor(factories.weights()[name].astype(np.float16))
+    ids_BS = np.array([[5, 2, 5], [7, 5, 2]])
+    embeddings_BSD = Weights(factories.TINY, {name: tensor}).embed(ids_BS)
+    assert (embeddings_BSD.dtype, embeddings_BSD.shape) == (np.float32, (2, 3, 64))
+    assert np.array_equal(embeddings_BSD, tensor.array[ids_BS])
+    assert tensor.reads == {2: 1, 5: 1, 7: 1}
 
 
 def damaged(source: Path, folder: Path, change: Any) -> Path:
@@ -68,6 +96,29 @@ def test_what_does_not_fit_is_named_with_file_and_shape(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         damaged(tiny_base, tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    "key", [KEY, released_name("backbone.norm.weight"), "norm.weight", "backbone.norm.weight"]
+)
+def test_a_pooler_file_with_a_layer_is_refused_by_name(
+    tmp_path: Path, tiny_assembled: Path, key: str
+) -> None:
+    checkpoint = open_checkpoint(tiny_assembled)
+    path = factories.write_pooler(tmp_path / "shard.safetensors")
+    save_file({**load_file(path), key: np.zeros((96, 64), np.float32)}, path)
+    shard = replace(checkpoint, pooler=open_tensors(path))
+    problem = rf"shard\.safetensors is to be a pooler, but holds 1 tensor of a decoder, as {key}"
+    with pytest.raises(CheckpointError, match=problem) as caught:
+        open_weights(shard)
+    assert caught.value.fix.startswith("give a file of the pooler's tensors alone")
+
+
+def test_a_pooler_file_may_hold_what_no_embedder_uses(tmp_path: Path, tiny_assembled: Path) -> None:
+    path = factories.write_pooler(tmp_path / "pooler.safetensors")
+    save_file({**load_file(path), "lm_head.weight": np.zeros((2, 2), np.float32)}, path)
+    checkpoint = replace(open_checkpoint(tiny_assembled), pooler=open_tensors(path))
+    assert open_weights(checkpoint).read("pooler.latents").any()
 
 
 def test_nan_is_refused_with_its_place(tmp_path: Path, tiny_base: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Tokenizers
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.checkpoint import open_checkpoint
@@ -109,6 +111,40 @@ def test_a_second_stage_begins_where_the_first_ended(tiny_base: Path, tmp_path: 
         for n in ("one", "two")
     )
     assert one == two
+
+
+def test_text_rules_and_tokenizer_of_a_checkpoint_outlast_a_second_stage(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    first, _ = opened(tiny_base, tmp_path)
+    save_checkpoint(first, whole_weights(first), tmp_path / "one")
+    rules = {
+        "instruction_template": "{instruction}: ",
+        "max_tokens": 48,
+        "pad_id": 0,
+        "truncation": "reference",
+    }
+    description = tmp_path / "one" / "checkpoint.json"
+    described = json.loads(description.read_text())
+    assert "text" not in described
+    description.write_text(json.dumps(described | {"text": rules}))
+    trained = Tokenizers.from_file(str(tiny_base / "tokenizer.json"))
+    trained.add_tokens(["another text"])
+    trained.save(str(tmp_path / "one" / "tokenizer.json"))
+
+    values = pairs.values(tiny_base, tmp_path, tmp_path / "run")
+    values["model"], values["adapter"] = {"checkpoint": str(tmp_path / "one")}, {}
+    second, tokenizer = shaken(open_learner(TrainRecipe.model_validate(values), torch.float32, CPU))
+    save_checkpoint(second, whole_weights(second), tmp_path / "two")
+    one, two = (open_checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert two.spec.text == one.spec.text == tokenizer.spec
+    assert json.loads((tmp_path / "two" / "checkpoint.json").read_text())["text"] == rules
+    assert two.tokenizer == tmp_path / "two" / "tokenizer.json"
+    assert two.tokenizer.read_bytes() == one.tokenizer.read_bytes()
+    assert two.tokenizer.read_bytes() != (tiny_base / "tokenizer.json").read_bytes()
+    with load_encoder(tmp_path / "two", "torch", device="cpu") as encoder:
+        found = encoder.encode(TEXTS, instruction="find it")
+    assert np.abs(found - embed(second, tokenizer)).max() <= 2e-6
 
 
 def test_peft_itself_reads_the_adapter(tiny_base: Path, tmp_path: Path) -> None:
