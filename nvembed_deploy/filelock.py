@@ -17,10 +17,23 @@ def lock(handle: int) -> bool:
     Raises:
         BlockingIOError: another process holds it.
     """
+    return _take(handle, waits=False)
+
+
+def wait_for(handle: int) -> bool:
+    """Lock as `lock` does, but wait while another process holds it.
+
+    Returns:
+        Whether it is locked: Windows and some network disks know no such locks.
+    """
+    return _take(handle, waits=True)
+
+
+def _take(handle: int, *, waits: bool) -> bool:
     if sys.platform == "win32":
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:  # a network disk without locks: work on, unlocked

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nvembed_deploy.filelock import lock
+from nvembed_deploy.filelock import lock, wait_for
 
 HOLDER = """
 import os, sys
@@ -17,6 +17,20 @@ from nvembed_deploy.filelock import lock
 print(lock(os.open(sys.argv[1], os.O_RDONLY)), flush=True)
 sys.stdin.read()
 """
+
+
+WAITER = """
+import os, sys
+from pathlib import Path
+from nvembed_deploy.filelock import lock, wait_for
+handle = os.open(sys.argv[1], os.O_RDONLY)
+try:
+    lock(handle)
+except BlockingIOError:
+    print("held", flush=True)
+print(wait_for(handle), Path(sys.argv[2]).exists(), flush=True)
+"""
+"""Prints whether it has the lock, and whether the holder's end had come before."""
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -35,3 +49,28 @@ def test_a_lock_is_one_processs_until_it_dies(tmp_path: Path, kind: str) -> None
     process.communicate()
     assert lock(handle)
     os.close(handle)
+
+
+def test_waiting_ends_when_the_holder_does(tmp_path: Path) -> None:
+    place, ended = tmp_path / "file", tmp_path / "ended"
+    place.touch()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    scripts = ([HOLDER, str(place)], [WAITER, str(place), str(ended)])
+    commands = [[sys.executable, "-c", *script] for script in scripts]
+    holder = subprocess.Popen(commands[0], **pipes)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"True\n"
+    waiter = subprocess.Popen(commands[1], **pipes)
+    assert waiter.stdout is not None
+    assert waiter.stdout.readline() == b"held\n"
+    ended.touch()
+    holder.kill()
+    holder.communicate()
+    assert waiter.communicate()[0] == b"True True\n"
+
+
+def test_nobody_waits_for_a_lock_that_nobody_holds(tmp_path: Path) -> None:
+    for _ in range(2):
+        handle = os.open(tmp_path, os.O_RDONLY)
+        assert wait_for(handle)
+        os.close(handle)

@@ -22,9 +22,11 @@ from nvembed_deploy.parity.suite import (
     count_words,
     read_suite,
 )
+from nvembed_deploy.spec import Precision
 
 if TYPE_CHECKING:
     from nvembed_deploy.parity.check import Tasks
+    from nvembed_deploy.parity.side import Side
     from nvembed_deploy.parity.subject import Advance
     from nvembed_deploy.parity.verdict import Verdict
 
@@ -59,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--margin", type=float, help="most that a main score may be lower")
     parser.add_argument("--runtime", default="auto", help="of the artifact (%(default)s)")
     parser.add_argument("--reference-runtime", default="auto", help="of the reference")
+    parser.add_argument(
+        "--reference-dtype",
+        choices=[precision.value for precision in Precision],
+        default=Precision.FP32.value,
+        help="what checkpoints are computed in by default, on GPUs too (%(default)s)",
+    )
     parser.add_argument("--device", help="of both: cpu, cuda, ...")
     parser.add_argument("--out", type=Path, help="folder for report.json and report.html")
     parser.add_argument("--cache", type=Path, help="folder of embeddings (build/parity-cache)")
@@ -85,7 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parity(args: argparse.Namespace) -> None:
     """Run the command."""
-    missing = [name for name in ("mteb", "datasets", "scipy") if find_spec(name) is None]
+    needed = ("mteb", "datasets", "scipy", *(["onnx"] if args.trace else []))
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise MissingPackageError(
             f"the parity check needs {', '.join(missing)}", "pip install 'nvembed-deploy[parity]'"
@@ -98,7 +107,9 @@ def parity(args: argparse.Namespace) -> None:
             "no --reference was given", "name the checkpoint it was made of, or ask for --scores"
         )
     from nvembed_deploy.parity.check import Tasks
+    from nvembed_deploy.parity.side import check_dtype
 
+    check_dtype(_sides(args))
     if not args.scores:
         _check_reference(args)
     local = [] if args.mteb and args.suite is None else _suite(args)
@@ -113,9 +124,16 @@ def parity(args: argparse.Namespace) -> None:
 
 
 def _check_reference(args: argparse.Namespace) -> None:
-    """Refuse to record how an artifact differs from one that has lost something itself."""
-    from nvembed_deploy.parity.basis import quantized_note
+    """Refuse to record how an artifact differs from one that has lost something itself.
 
+    And a trace that could not be computed.
+    """
+    from nvembed_deploy.parity.basis import quantized_note
+    from nvembed_deploy.parity.trace import check_traceable
+
+    if args.trace:
+        check_traceable(args.artifact)
+        check_traceable(args.reference)
     note = quantized_note(args.reference)
     if note and not args.no_record:
         raise InputError(
@@ -129,13 +147,23 @@ def _suite(args: argparse.Namespace) -> Any:  # noqa: ANN401 - list of LocalTask
     return read_suite(args.suite or BUILT_IN, tuple(args.task))
 
 
+def _sides(args: argparse.Namespace) -> list[Side]:
+    """Return the artifact, and the reference if there is one."""
+    from nvembed_deploy.parity.side import Side
+
+    dtype = Precision(args.reference_dtype)
+    sides = [Side(args.artifact, args.runtime, args.device, dtype)]
+    if args.reference is not None:
+        sides.append(Side(args.reference, args.reference_runtime, args.device, dtype))
+    return sides
+
+
 def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
-    from nvembed_deploy.parity.check import DEFAULT_CACHE, Options, Side, check_parity
+    from nvembed_deploy.parity.check import DEFAULT_CACHE, Options, check_parity
     from nvembed_deploy.parity.report import record, write_report
 
     options = Options(args.cache or DEFAULT_CACHE, args.seed, args.margin, args.trace)
-    candidate = Side(args.artifact, args.runtime, args.device)
-    reference = Side(args.reference, args.reference_runtime, args.device)
+    candidate, reference = _sides(args)
     started = time.monotonic()
     with _progress(2 * tasks.texts) as advance:
         verdict = check_parity(candidate, reference, tasks, options, advance)
@@ -197,10 +225,11 @@ def _print(verdict: Verdict) -> None:
 
 
 def _scores(args: argparse.Namespace, tasks: Tasks) -> None:
-    from nvembed_deploy.parity.check import DEFAULT_CACHE, Side, open_subject
+    from nvembed_deploy.parity.check import DEFAULT_CACHE
     from nvembed_deploy.parity.mteb_encoder import local_task, named_tasks, run_task
+    from nvembed_deploy.parity.side import open_subject
 
-    side = Side(args.artifact, args.runtime, args.device)
+    side = _sides(args)[0]
     scores: dict[str, tuple[str, float]] = {}
     with ExitStack() as stack, _progress(tasks.texts) as advance:
         subject = open_subject("model", side, args.cache or DEFAULT_CACHE, stack)

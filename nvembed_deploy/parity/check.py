@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from nvembed_deploy.artifact import hash_file
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.parity.basis import basis_of, manifest_of
 from nvembed_deploy.parity.embedding import compare_embeddings
 from nvembed_deploy.parity.margins import MARGINS, precision_of
+from nvembed_deploy.parity.side import Side, open_subject
 from nvembed_deploy.parity.subject import Advance, Subject, Text
 from nvembed_deploy.parity.suite import LocalTask, count_texts
 from nvembed_deploy.parity.trace import trace
 from nvembed_deploy.parity.verdict import TaskParity, Verdict, compare_task, decide
-from nvembed_deploy.runtimes import load_encoder
-from nvembed_deploy.runtimes.encoder import Encoder
+from nvembed_deploy.spec import Precision
 
 DEFAULT_CACHE = Path("build/parity-cache")
 _COMPARED = 3000
 """Texts whose embeddings are compared, of all that the tasks use."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """Which model, and what computes it."""
-
-    path: Path
-    runtime: str = "auto"
-    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ class Options:
 def check_parity(
     candidate: Side, reference: Side, tasks: Tasks, options: Options, advance: Advance
 ) -> Verdict:
-    """Measure both sides on all tasks and decide.
+    """Measure both sides on all tasks and decide; the trace first, which fails within minutes.
 
     Raises:
         NVEmbedError: a side cannot be opened, the two do not fit, or a task cannot be had.
@@ -83,6 +70,8 @@ def check_parity(
     prepared = [[local_task(task) for task in tasks.local] + fetched for fetched in named]
     revisions = {task.metadata.name: str(task.metadata.revision) for task in named[0]}
     basis = basis_of(reference.path, tasks.suite, tasks.local, revisions)
+    basis.notes.extend(_dtype_notes(reference))
+    traced = trace(candidate.path, reference.path, precision) if options.trace else None
     with ExitStack() as stack:
         ours, theirs = (
             open_subject(name, side, options.cache, stack)
@@ -96,41 +85,20 @@ def check_parity(
             found.append(compare_task(measured, expected, margins.score, options.seed))
         embedding = compare_embeddings(ours, theirs, _sample(list(theirs.seen)))
         verdict = decide(found, embedding, margins, precision)
-    verdict = replace(verdict, basis=basis)
-    if options.trace:
-        return replace(verdict, trace=trace(candidate.path, reference.path, precision))
-    return verdict
+    return replace(verdict, basis=basis, trace=traced)
+
+
+def _dtype_notes(reference: Side) -> list[str]:
+    """Return what is to be said of a reference that was rounded."""
+    if reference.dtype in {None, Precision.FP32}:
+        return []
+    return [f"the reference was computed in {reference.dtype}: its rounding is in the differences"]
 
 
 def _sample(texts: list[Text]) -> list[Text]:
     """Return at most `_COMPARED` texts, spread over all tasks."""
     step = max(1, -(-len(texts) // _COMPARED))
     return texts[::step]
-
-
-def open_subject(name: str, side: Side, cache: Path, stack: ExitStack) -> Subject:
-    """Open one side; the stack closes it. A checkpoint runs as it was trained by default."""
-    is_trained = side.runtime == "auto" and manifest_of(side.path) is None
-    runtime = "reference" if is_trained else side.runtime
-    encoder = stack.enter_context(load_encoder(side.path, runtime, device=side.device))
-    return Subject.open(name, encoder, cache / model_key(side, encoder))
-
-
-def model_key(side: Side, encoder: Encoder) -> str:
-    """Return a name that changes with anything that changes a model's embeddings."""
-    manifest = manifest_of(side.path)
-    if manifest is not None:
-        what: Any = {name: record.sha256 for name, record in manifest.files.items()}
-    else:
-        what = {
-            str(p.relative_to(side.path)): [p.stat().st_size, p.stat().st_mtime_ns]
-            for p in sorted(side.path.rglob("*"))
-            if p.is_file()
-        }
-        description = side.path / "checkpoint.json"
-        what["description"] = hash_file(description) if description.exists() else ""
-    content = json.dumps([what, encoder.runtime.name, encoder.runtime.device], sort_keys=True)
-    return f"{side.path.resolve().name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _check_widths(ours: Subject, theirs: Subject) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -240,13 +241,24 @@ def named_tasks(names: Iterable[str]) -> list[AbsTask]:
     Raises:
         InputError: mteb knows no such task or benchmark.
     """
-    tasks: list[AbsTask] = []
-    for name in names:
-        try:
-            tasks += list(mteb.get_benchmark(name).tasks) if "(" in name else [mteb.get_task(name)]
-        except KeyError as error:
-            raise InputError(f"mteb has no task or benchmark {name!r}", str(error)[:200]) from None
-    return tasks
+    return [task for name in names for task in _tasks_of(name)]
+
+
+def _tasks_of(name: str) -> list[AbsTask]:
+    """Look for a benchmark first: BEIR looks like a task, and no name is both."""
+    try:
+        # Copied: mteb's own are the same objects at every call, and hold random numbers.
+        return [deepcopy(task) for task in mteb.get_benchmark(name).tasks]
+    except KeyError as error:
+        no_benchmark = error
+    try:
+        return [mteb.get_task(name)]
+    except KeyError as no_task:
+        said = [str(error.args[0]).removeprefix("KeyError: ") for error in (no_benchmark, no_task)]
+        raise InputError(
+            f"mteb has no task or benchmark {name!r}",
+            f"of benchmarks it says: {said[0]} Of tasks: {said[1]}",
+        ) from None
 
 
 def run_task(task: AbsTask, subject: Subject) -> TaskRun:

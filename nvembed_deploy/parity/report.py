@@ -6,17 +6,15 @@ import datetime
 import json
 import platform
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.artifact import LAYOUT, hash_file, update_parity
 from nvembed_deploy.parity.basis import manifest_of, reference_facts
-from nvembed_deploy.parity.check import Side
 from nvembed_deploy.parity.report_html import render
+from nvembed_deploy.parity.side import Side
 from nvembed_deploy.parity.verdict import Verdict
-
-_TOOLS = ("nvembed-deploy", "mteb", "numpy", "onnxruntime", "torch", "transformers")
+from nvembed_deploy.parity.versions import COMPUTING, MEASURING, versions
 
 
 def record(artifact: Path, verdict: Verdict) -> bool:
@@ -51,8 +49,9 @@ def _side(side: Side) -> dict[str, Any]:
     manifest = manifest_of(side.path)
     known: dict[str, Any] = {
         "name": side.path.resolve().name,
-        "runtime": side.runtime,
+        "runtime": side.opened_by,
         "device": side.device or "auto",
+        "dtype": side.dtype,
     }
     if manifest is None:
         return known | reference_facts(side.path)
@@ -66,15 +65,9 @@ def _side(side: Side) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    versions = {}
-    for name in _TOOLS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         "date": now,
         "python": platform.python_version(),
         "machine": platform.machine(),
-    } | versions
+    } | versions(COMPUTING + MEASURING)

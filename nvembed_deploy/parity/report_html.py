@@ -214,9 +214,10 @@ def _environment(verdict: Verdict, report: dict[str, Any]) -> Iterator[str]:
     for side in ("candidate", "reference"):
         facts = report[side]
         recipe = ", ".join(f"{k}={v}" for k, v in facts.get("recipe", {}).items())
+        dtype = f" in {facts['dtype']}" if facts["dtype"] else ""
         yield (
             f"<tr><td>{side}</td><td>{escape(facts['name'])}, {facts['kind']}, runtime "
-            f"{escape(facts['runtime'])} on {escape(facts['device'])}"
+            f"{escape(facts['runtime'])} on {escape(facts['device'])}{dtype}"
             f"<div class='soft'>{escape(recipe)}</div></td></tr>"
         )
     for side in ("candidate", "reference"):

@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact
-from nvembed_deploy.errors import InputError
+from nvembed_deploy.errors import InputError, MissingPackageError
 from nvembed_deploy.onnx_session import session_options
+from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch, Tokenizer, collate
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -28,6 +30,9 @@ _TEXT = "Saturn is the planet best known for its rings, which are made of ice, d
 _TASK = "Given a question, retrieve passages that answer the question"
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 3e-1}
 """Relative difference of Gram matrices that rounding alone may give."""
+_OF_ARTIFACTS = {"onnx": "parity", "onnxruntime": "onnx"}
+_OF_CHECKPOINTS = {"torch": "torch", "transformers": "torch"}
+"""What computes the states, and the extra that brings it."""
 States = list[NDArray[np.float32]]
 
 
@@ -52,8 +57,11 @@ def trace(candidate: Path, reference: Path, precision: str) -> Trace:
     """Compare both sides' states after each layer on one text with an instruction.
 
     Raises:
-        InputError: the two do not have the same layers.
+        InputError: the two do not have the same layers, or one cannot be traced.
+        MissingPackageError: a package is not installed.
     """
+    for path in (candidate, reference):
+        check_traceable(path)
     ours, theirs = (layer_states(path) for path in (candidate, reference))
     if len(ours) != len(theirs):
         raise InputError(
@@ -64,6 +72,29 @@ def trace(candidate: Path, reference: Path, precision: str) -> Trace:
     drift = [_gram_difference(a, b) for a, b in map(_shared, ours, theirs)]
     first = next((layer for layer, found in enumerate(drift) if found > tolerance), None)
     return Trace(drift, tolerance, first)
+
+
+def check_traceable(path: Path) -> None:
+    """Refuse what cannot be traced here, before anything is computed.
+
+    Raises:
+        InputError: an artifact in a number format that the processor does not compute.
+        MissingPackageError: what computes the states is not installed.
+    """
+    is_artifact = (path / LAYOUT.manifest).exists()
+    for package, extra in (_OF_ARTIFACTS if is_artifact else _OF_CHECKPOINTS).items():
+        if find_spec(package) is None:
+            raise MissingPackageError(
+                f"--trace of {path} needs {package}, which is not installed",
+                f"pip install 'nvembed-deploy[{extra}]'",
+            )
+    if is_artifact and open_artifact(path).manifest.precision is Precision.BF16:
+        raise InputError(
+            f"{path} is bf16: --trace computes an artifact on the processor, where ONNX Runtime "
+            "has no kernels for it",
+            "leave --trace out, or trace an export of the same checkpoint with --precision fp32 or "
+            "fp16",
+        )
 
 
 def layer_states(path: Path) -> States:

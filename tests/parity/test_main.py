@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from nvembed_deploy.artifact import read_manifest
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.parity.__main__ import main
+from nvembed_deploy.parity.versions import COMPUTING, MEASURING, versions
 from nvembed_deploy.runtimes import load_encoder
 from tests.parity.small import write_suite
 
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., int]
 
 
@@ -50,6 +53,7 @@ def test_an_artifact_of_the_checkpoint_may_replace_it(
     assert {task["name"] for task in report["tasks"]} == {"small_retrieval", "small_sts"}
     assert all(task["interval"] for task in report["tasks"])
     assert report["candidate"]["sha256"]["model.onnx"]
+    assert report["environment"].items() >= versions(COMPUTING + MEASURING).items()
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Yes: it may replace the reference" in page
     assert "http" not in page.replace("http-equiv", "")
@@ -208,3 +212,57 @@ def test_without_mteb_the_extra_is_named(
     monkeypatch.setattr("nvembed_deploy.parity.__main__.find_spec", lambda _: None)
     assert run(artifact, "--scores") == 3
     assert "pip install 'nvembed-deploy[parity]'" in capsys.readouterr().err
+
+
+def test_a_trace_needs_onnx_from_the_same_extra(
+    run: Run, artifact: Path, tiny_assembled: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvembed_deploy.parity.__main__.find_spec", lambda n: n != "onnx" or None)
+    assert run(artifact, "--reference", tiny_assembled, "--dry-run") == 0
+    assert run(artifact, "--reference", tiny_assembled, "--dry-run", "--trace") == 3
+    err = capsys.readouterr().err
+    assert "the parity check needs onnx\nfix: pip install 'nvembed-deploy[parity]'" in err
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [need.partition(">")[0] for need in extras["optional-dependencies"]["parity"]]
+    assert names == ["mteb", "onnx"]
+
+
+def test_a_trace_that_fails_does_so_before_anything_is_measured(
+    run: Run, artifact: Path, tiny_assembled: Path, tmp_path: Path, capsys
+) -> None:
+    from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
+    from tests import factories
+
+    base = factories.write_base(tmp_path / "base", factories.with_layers(factories.TINY, 2))
+    assemble_checkpoint(Parts(base, pooler_spec=factories.TINY.pooler), tmp_path / "short")
+    assert run(artifact, "--reference", tmp_path / "short", "--trace") == 2
+    assert "has 3 layers" in capsys.readouterr().err
+    described = json.loads((artifact / "manifest.json").read_text())
+    (artifact / "manifest.json").write_text(json.dumps(described | {"precision": "bf16"}))
+    assert run(artifact, "--reference", tiny_assembled, "--trace", "--dry-run") == 2
+    assert "is bf16: --trace" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_reference_in_16_bit_is_asked_for_and_said(
+    run: Run, artifact: Path, tiny_assembled: Path, tmp_path: Path, capsys
+) -> None:
+    words = ("--reference", tiny_assembled, "--device", "cpu", "--out", tmp_path / "report")
+    report = tmp_path / "report" / "report.json"
+    assert run(artifact, *words) == 0
+    found = json.loads(report.read_text())
+    assert (found["reference"]["runtime"], found["reference"]["dtype"]) == ("reference", "fp32")
+    assert found["candidate"]["dtype"] is None
+    assert found["basis"]["notes"] == []
+    assert run(artifact, *words, "--reference-dtype", "bf16") == 1  # fp32's bounds, bf16's rounding
+    assert "the reference was computed in bf16" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(report.read_text())["reference"]["dtype"] == "bf16"
+    page = report.with_suffix(".html").read_text()
+    assert "runtime reference on cpu in bf16" in page
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert run(artifact, "--reference", artifact, "--reference-dtype", "bf16") == 2
+    assert "nothing here runs as it was trained" in capsys.readouterr().err
+
+
+def test_an_artifact_may_be_compared_with_itself(run: Run, artifact: Path) -> None:
+    assert run(artifact, "--reference", artifact) == 0

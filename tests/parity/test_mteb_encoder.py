@@ -13,7 +13,6 @@ from mteb.abstasks import AbsTaskClustering
 from mteb.types import PromptType
 
 from nvembed_deploy.errors import InputError
-from nvembed_deploy.parity.check import Side, open_subject
 from nvembed_deploy.parity.mteb_encoder import (
     _resampling,
     instruction_of,
@@ -22,6 +21,7 @@ from nvembed_deploy.parity.mteb_encoder import (
     run_task,
 )
 from nvembed_deploy.parity.scores import items_of
+from nvembed_deploy.parity.side import Side, open_subject
 from nvembed_deploy.parity.suite import KINDS, read_suite
 from tests.parity.small import write_suite
 
@@ -100,6 +100,26 @@ def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_refused() -> None:
     assert "ArguAna" in names
     with pytest.raises(InputError, match="'NoSuchTask'"):
         named_tasks(["NoSuchTask"])
+
+
+@pytest.mark.parametrize(("name", "task"), [("BEIR", "SciFact"), ("MTEB(eng, v2)", "STS12")])
+def test_a_benchmark_is_found_by_any_name_and_each_call_has_tasks_of_its_own(
+    name: str, task: str
+) -> None:
+    one, other = ({t.metadata.name: t for t in named_tasks([name])} for _ in range(2))
+    assert one.keys() == other.keys()
+    assert one[task] is not other[task]
+    assert one[task].np_rng is not other[task].np_rng
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("MTEB(eng, v9)", "MTEB(eng, v2)"), ("NFCorpu", "NFCorpus")]
+)
+def test_a_name_with_a_slip_is_told_what_it_may_mean(name: str, meant: str) -> None:
+    with pytest.raises(InputError) as caught:
+        named_tasks(["STS12", name])
+    assert caught.value.problem == f"mteb has no task or benchmark {name!r}"
+    assert meant in caught.value.fix
 
 
 @pytest.mark.parametrize("num_texts", [1, 20, 658, 5000, 16_384, 100_000])

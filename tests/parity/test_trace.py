@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from nvembed_deploy.errors import InputError
+from nvembed_deploy.errors import InputError, MissingPackageError
 from nvembed_deploy.export.pipeline import run_export
 from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
-from nvembed_deploy.parity.trace import layer_states, trace
+from nvembed_deploy.parity.trace import check_traceable, layer_states, trace
 from nvembed_deploy.spec import Precision
 from tests import factories
 
@@ -71,3 +71,27 @@ def test_other_depths_are_refused(tiny_artifact: Path, tmp_path: Path) -> None:
     assemble_checkpoint(Parts(base, pooler_spec=factories.TINY.pooler), tmp_path / "short")
     with pytest.raises(InputError, match=r"3 layers, .*short 2"):
         trace(tiny_artifact, tmp_path / "short", "fp32")
+
+
+def test_a_bf16_artifact_is_refused_before_anything_is_computed(
+    tiny_assembled: Path, tmp_path: Path
+) -> None:
+    run_export(plan_export(tiny_assembled, ExportRecipe(precision=Precision.BF16)), tmp_path / "a")
+    for pair in ((tmp_path / "a", tiny_assembled), (tiny_assembled, tmp_path / "a")):
+        with pytest.raises(InputError, match="a is bf16: --trace computes an artifact on the proc"):
+            trace(*pair, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("onnx", "parity"), ("onnxruntime", "onnx"), ("torch", "torch")]
+)
+def test_a_package_that_a_trace_needs_is_named(
+    tiny_artifact: Path,
+    tiny_assembled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+) -> None:
+    monkeypatch.setattr("nvembed_deploy.parity.trace.find_spec", lambda n: n != package or None)
+    with pytest.raises(MissingPackageError, match=rf"needs {package}, .*\n.*\[{extra}\]"):
+        check_traceable(tiny_assembled if package == "torch" else tiny_artifact)
