@@ -57,19 +57,18 @@ class Batch:
         return int(self.attention_mask_BS.sum())
 
 
-def collate(tokens: Sequence[Tokens], pad_id: int, length: int | None = None) -> Batch:
-    """Pad texts on the right to the longest of them, or to `length` tokens.
+def collate(tokens: Sequence[Tokens], pad_id: int) -> Batch:
+    """Pad texts on the right to the longest of them.
 
     Raises:
-        InputError: there is no text, one is longer than `length`, or one has nothing to pool.
+        InputError: there is no text, or one has nothing to pool.
     """
     if not tokens:
         raise InputError("got no text, expected at least one", "skip empty batches")
     lengths_B = np.array([len(t.ids) for t in tokens])
     masked_B = np.array([t.num_masked for t in tokens])
-    length = int(lengths_B.max()) if length is None else length
-    _check_rows(lengths_B, masked_B, length)
-    position_S = np.arange(length)
+    _check_rows(lengths_B, masked_B)
+    position_S = np.arange(lengths_B.max())
     attended_BS = position_S < lengths_B[:, None]
     input_ids_BS = np.full(attended_BS.shape, pad_id, np.int64)
     input_ids_BS[attended_BS] = np.concatenate([t.ids for t in tokens])
@@ -77,13 +76,8 @@ def collate(tokens: Sequence[Tokens], pad_id: int, length: int | None = None) ->
     return Batch(input_ids_BS, attended_BS.astype(np.int64), pooled_BS.astype(np.int64))
 
 
-def _check_rows(lengths_B: NDArray[np.int64], masked_B: NDArray[np.int64], length: int) -> None:
+def _check_rows(lengths_B: NDArray[np.int64], masked_B: NDArray[np.int64]) -> None:
     for row, (size, masked) in enumerate(zip(lengths_B, masked_B, strict=True)):
-        if size > length:
-            raise InputError(
-                f"text {row} has {size} tokens, expected at most {length}",
-                "truncate it, or give a greater length",
-            )
         if masked >= size:
             raise InputError(
                 f"text {row} has {size} tokens and {masked} of them are instruction: the mean "
@@ -241,16 +235,17 @@ def _find_fault(prefix: str, texts: Sequence[str]) -> None:
         InputError: the prefix is at fault.
         TextError: a text is.
     """
-    problem = _fault(prefix)
+    problem = fault_of(prefix)
     if problem:
         raise InputError(f"the instruction or prompt {problem}", _CLEAN)
     for index, text in enumerate(texts):
-        problem = _fault(text)
+        problem = fault_of(text)
         if problem:
             raise TextError(index, problem, _CLEAN)
 
 
-def _fault(text: object) -> str | None:
+def fault_of(text: object) -> str | None:
+    """Say why a text cannot be tokenised, after its name in a sentence; None where it can."""
     if not isinstance(text, str):
         return f"is a {type(text).__name__}, expected a string"
     try:

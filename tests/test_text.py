@@ -226,9 +226,9 @@ class TestCollate:
         assert (batch.num_texts, batch.num_tokens) == (2, 8)
 
     def test_a_real_eos_counts_where_padding_with_the_same_id_does_not(self) -> None:
-        batch = collate([tokens([1, 7, 2])], pad_id=2, length=5)
-        assert batch.input_ids_BS.tolist() == [[1, 7, 2, 2, 2]]
-        assert batch.attention_mask_BS.tolist() == [[1, 1, 1, 0, 0]]
+        batch = collate([tokens([1, 7, 2]), tokens([1, 7, 8, 9, 2])], pad_id=2)
+        assert batch.input_ids_BS.tolist() == [[1, 7, 2, 2, 2], [1, 7, 8, 9, 2]]
+        assert batch.attention_mask_BS.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
 
     def test_arrays_are_int64(self) -> None:
         batch = collate([tokens([1, 2])], pad_id=2)
@@ -238,10 +238,6 @@ class TestCollate:
     def test_a_text_that_is_all_instruction_is_refused_as_its_mean_is_not_defined(self) -> None:
         with pytest.raises(InputError, match="text 1 has 2 tokens and 2 of them are instruction"):
             collate([tokens([1, 2]), tokens([1, 2], num_masked=2)], pad_id=2)
-
-    def test_a_text_longer_than_the_length_is_refused(self) -> None:
-        with pytest.raises(InputError, match="text 0 has 3 tokens, expected at most 2"):
-            collate([tokens([1, 7, 2])], pad_id=2, length=2)
 
     def test_an_empty_batch_is_refused(self) -> None:
         with pytest.raises(InputError, match="got no text"):

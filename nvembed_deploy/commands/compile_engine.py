@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from nvembed_deploy import cli
-from nvembed_deploy.engine_record import Flavour
+from nvembed_deploy.engine_record import EngineRecord, Flavour
 from nvembed_deploy.errors import RecipeError
 
 _EXAMPLES = """examples:
@@ -69,8 +69,13 @@ def compile_engine(args: argparse.Namespace) -> None:
         said = {"name": name, "compiled": is_new, **record.to_dict()}
         cli.say(json.dumps(said, indent=2))
         return
-    how = f"compiled in {record.seconds:.0f} s" if is_new else "there already (--overwrite)"
+    how = f"compiled in {record.seconds:.0f} s" if is_new else _there_already(record)
     cli.say(f"{args.artifact / name}: {how}\n{record.summary}")
+
+
+def _there_already(record: EngineRecord) -> str:
+    shaped = f" with {', '.join(record.options)}" if record.options else ""
+    return f"there already{shaped} (--overwrite)"
 
 
 def _table(args: argparse.Namespace) -> dict[str, object]:

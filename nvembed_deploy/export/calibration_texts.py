@@ -13,7 +13,7 @@ from typing import Any
 
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.export.calibration_record import TextFacts
-from nvembed_deploy.text import Batch, Tokenizer, Tokens, collate
+from nvembed_deploy.text import Batch, Tokenizer, Tokens, collate, fault_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class Calibration:
         for batch in batches:
             for array in (batch.input_ids_BS, batch.attention_mask_BS, batch.pool_mask_BS):
                 digest.update(str(array.shape).encode() + array.tobytes())
-        num_tokens = sum(int(batch.attention_mask_BS.sum()) for batch in batches)
-        num_texts = sum(len(batch.input_ids_BS) for batch in batches)
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        num_texts = sum(batch.num_texts for batch in batches)
         return TextFacts(digest.hexdigest(), num_texts, num_tokens, self.seed)
 
 
@@ -88,7 +88,8 @@ def read_texts(path: Path, role: str = "calibration") -> Iterator[CalibrationTex
         role: what it is for; messages begin with it.
 
     Raises:
-        RecipeError: the file is missing or empty, or a line is not such an object.
+        RecipeError: the file is missing or empty, or a line is not such an object, or its text
+            holds half of a surrogate pair.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # texts may hold U+2028
@@ -117,6 +118,12 @@ def _text(line: str, where: str) -> CalibrationText:
             f"{where} is {line[:80]!r}",
             'expected {"text": "...", "instruction": "..."}, instruction only for queries',
         )
+    for key, value in (("text", text), ("instruction", instruction)):
+        fault = fault_of(value)
+        if fault:
+            raise RecipeError(
+                f"{where}: {key} {fault}", "correct that line: both halves, or neither"
+            )
     return CalibrationText(text, instruction)
 
 

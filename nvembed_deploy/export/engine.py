@@ -124,7 +124,7 @@ def build_engine(
         profiles=profiles,
         facts=facts,
         seconds=done["seconds"],
-        options={key: value for key, value in vars(options.flags).items() if value},
+        options=options.asked,
         gpu=_tuned_on(options),
     )
     return BuiltEngine(name, done["sha256"], record, done["peak_bytes"])

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact, record_engine
-from nvembed_deploy.engine_record import EngineRecord
+from nvembed_deploy.engine_record import EngineRecord, Profile
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.export.engine import build_engine, engine_name, probe
 from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts, check_engine
@@ -35,7 +35,9 @@ def add_engine(
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[str, EngineRecord, bool]:
-    """Compile an artifact's graph into the artifact, unless it holds that engine already.
+    """Compile an artifact's graph into the artifact, unless it holds the engine asked for already.
+
+    One of that name which is not as asked is replaced.
 
     Args:
         path: an artifact folder; nobody else compiles into it meanwhile.
@@ -56,15 +58,32 @@ def add_engine(
     with _sole_compiler(path):
         artifact = open_artifact(path)
         name = engine_name(options, version)
-        there = artifact.manifest.engines.get(name)
-        if there is not None and there.version == version and not overwrite:
-            return name, there, False
         spec = artifact.manifest.spec
         tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
         profiles = choose_profiles(options, facts, spec, tokenizer)
+        there = None if overwrite else artifact.manifest.engines.get(name)
+        if there and there.version == version and is_as_asked(there, options, profiles):
+            return name, there, False
         built = build_engine(path, _INPUTS, options, profiles, advance)
         record_engine(path, built.name, built.record, built.sha256)
     return built.name, built.record, True
+
+
+def is_as_asked(there: EngineRecord, options: EngineOptions, profiles: tuple[Profile, ...]) -> bool:
+    """Say whether an engine that is there is one that the options mean.
+
+    Options that say nothing mean any: so ask runtimes, which wait for whoever compiles meanwhile
+    and must not replace what a user has asked for.
+
+    Args:
+        there: the record of an engine of the same name.
+        options: what is asked.
+        profiles: those that the options give; they count where some were asked for.
+    """
+    names_profiles = bool(options.profiles or options.profile_from)
+    if names_profiles and there.profiles != profiles:
+        return False
+    return not options.asked or there.options == options.asked
 
 
 def graph_facts(manifest: Manifest) -> GraphFacts:

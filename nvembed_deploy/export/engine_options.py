@@ -50,6 +50,11 @@ class EngineOptions:
         """What else is asked of TensorRT."""
         return Flags(self.strip_weights, self.version_compatible, self.hardware_compatible)
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The flags that were given, as an engine's record has them."""
+        return {name: value for name, value in vars(self.flags).items() if value}
+
 
 @dataclass(frozen=True)
 class GraphFacts:
@@ -68,10 +73,14 @@ class GraphFacts:
         return _FP8_ATTENTION_TOKENS if self.fp8_attention else _SHORTEST
 
 
+def engine_table(engine: Any) -> dict[str, Any]:  # noqa: ANN401 - TOML
+    """Return a recipe's `engine` as a table; one that is no table is the flavour."""
+    return engine if isinstance(engine, dict) else {"flavour": engine}
+
+
 def engine_options(table: Any) -> tuple[EngineOptions | None, str | None]:  # noqa: ANN401 - TOML
     """Return the options of a recipe's `[engine]` table, or every mistake in it."""
-    if not isinstance(table, dict):
-        table = {"flavour": table}
+    table = engine_table(table)
     known = [field.name for field in fields(EngineOptions)]
     mistakes = [f"unknown key {key!r}, expected {known}" for key in sorted({*table} - {*known})]
     values: dict[str, Any] = {}

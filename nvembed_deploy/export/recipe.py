@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import RecipeError
-from nvembed_deploy.export.engine_options import EngineOptions, engine_options
+from nvembed_deploy.export.engine_options import EngineOptions, engine_options, engine_table
 from nvembed_deploy.export.formats import (
     RANK_MULTIPLE,
     SCHEMES,
@@ -167,8 +167,8 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
     """
     values = read_toml(path, "recipe", see="export/") if path is not None else {}
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    if isinstance(values.get("engine"), dict) and "engine" in given:
-        given["engine"] = values["engine"] | given["engine"]
+    if "engine" in values and "engine" in given:
+        given["engine"] = engine_table(values["engine"]) | engine_table(given["engine"])
     values |= given
     known = {field.name for field in fields(ExportRecipe)} - {"scheme"}
     unknown = sorted(set(values) - known)

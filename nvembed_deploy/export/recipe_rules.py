@@ -51,7 +51,7 @@ def settle(clean: dict[str, Any]) -> list[str]:
         mistakes += _contradictions_of_ranges(clean)
     if clean.get("fp8_rank"):
         mistakes += _contradictions_of_rank(scheme, clean)
-    return mistakes + _contradictions_of_inputs(scheme, clean) + _contradictions_of_device(clean)
+    return mistakes + _contradictions_of_inputs(scheme, clean) + _contradictions_of_texts(clean)
 
 
 def _contradictions_of_inputs(scheme: str, clean: dict[str, Any]) -> list[str]:
@@ -70,9 +70,17 @@ def _contradictions_of_inputs(scheme: str, clean: dict[str, Any]) -> list[str]:
     return mistakes
 
 
-def _contradictions_of_device(clean: dict[str, Any]) -> list[str]:
-    sees_texts = clean.get("rounding") is not Rounding.NEAREST or clean.get("keep_share")
-    return [_uncalibrated("device")] if "device" in clean and not sees_texts else []
+def _contradictions_of_texts(clean: dict[str, Any]) -> list[str]:
+    """Where no texts are seen, neither a file of them nor a device is of use.
+
+    How many texts and tokens may be said: recipes do, and `--rounding nearest` beats them.
+    """
+    if clean.get("rounding") is not Rounding.NEAREST or clean.get("keep_share"):
+        return []
+    mistakes = [_uncalibrated("device")] if "device" in clean else []
+    if "calibration" in clean and not clean.get("ranges"):
+        mistakes.append("calibration with rounding 'nearest', which reads no texts")
+    return mistakes
 
 
 def _contradictions_of_attention(scheme: str, clean: dict[str, Any]) -> list[str]:

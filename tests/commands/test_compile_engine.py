@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nvembed_deploy.__main__ import main
 from nvembed_deploy.artifact import open_artifact, read_manifest
-from nvembed_deploy.export.engine_add import graph_facts
+from nvembed_deploy.engine_record import EngineFacts, EngineRecord, Flavour, Profile, Shape
+from nvembed_deploy.export.engine_add import graph_facts, is_as_asked
+from nvembed_deploy.export.engine_options import EngineOptions
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.tensorrt_api import gpu_target
 
@@ -41,6 +44,73 @@ def test_what_is_there_is_not_compiled_again_unless_asked(
     assert said["compiled"]
     assert said["targets"] == ["sm89"]
     assert len(read_manifest(rtx_artifact).engines) == 1
+
+
+def test_profiles_that_were_asked_for_are_compared_with_those_that_are_there(
+    rtx_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def says(*words: str) -> str:
+        assert compiled(rtx_artifact, "--target", "sm89", *words) == 0
+        return capsys.readouterr().out
+
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "a few words"}) + "\n")
+    assert "compiled in" in says("--profile-from", str(texts))
+    assert "there already" in says("--profile-from", str(texts))
+    (record,) = read_manifest(rtx_artifact).engines.values()
+    assert "there already" in says(), "profiles that nobody asks for are as good as any"
+    texts.write_text(json.dumps({"text": "many words " * 90}) + "\n")
+    assert "compiled in" in says("--profile-from", str(texts))
+    (now,) = open_artifact(rtx_artifact, "full").manifest.engines.values()
+    assert now.profiles != record.profiles
+
+
+PROFILE = Profile("all", Shape(1, 2), Shape(8, 64), Shape(16, 512))
+LONGER = Profile("all", Shape(1, 2), Shape(8, 64), Shape(16, 4096))
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "is_it"),
+    [
+        ({}, {}, True),
+        ({}, {"version_compatible": True}, False),
+        ({}, {"strip_weights": True}, False),
+        ({"version_compatible": True}, {"version_compatible": True}, True),
+        ({"version_compatible": True}, {}, True),
+        ({"version_compatible": True, "strip_weights": True}, {"strip_weights": True}, False),
+        (
+            {"hardware_compatible": "ampere_plus"},
+            {"hardware_compatible": "same_compute_capability"},
+            False,
+        ),
+        ({}, {"profiles": (PROFILE,)}, True),
+        ({}, {"profiles": (LONGER,)}, False),
+        ({"strip_weights": True}, {"profiles": (LONGER,)}, False),
+    ],
+)
+def test_an_engine_with_other_options_is_not_the_one_asked_for(
+    there: dict[str, Any], asked: dict[str, Any], is_it: bool
+) -> None:
+    """Nothing asked, as a runtime does, means whatever is there."""
+    facts = EngineFacts(0, {}, 0)
+    record = EngineRecord(
+        Flavour.TENSORRT, "11.4", ("sm90",), (PROFILE,), facts, seconds=1.0, options=there
+    )
+    options = EngineOptions(Flavour.TENSORRT, **asked)
+    assert is_as_asked(record, options, options.profiles or (LONGER,)) is is_it
+
+
+def test_what_shaped_an_engine_that_is_there_is_told(
+    rtx_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `compile --engine tensorrt --strip-weights` writes it, which needs a GPU."""
+    path = rtx_artifact / "manifest.json"
+    manifest = json.loads(path.read_text())
+    (record,) = manifest["engines"].values()
+    record["options"] = {"strip_weights": True}
+    path.write_text(json.dumps(manifest))
+    assert compiled(rtx_artifact, "--target", "sm89") == 0
+    assert "there already with strip_weights (--overwrite)" in capsys.readouterr().out
 
 
 def test_an_engine_that_says_another_version_is_compiled_anew(rtx_artifact: Path) -> None:

@@ -117,7 +117,11 @@ def test_a_prompt_by_name_is_the_encoders_prompt(
         (b'"a"\n', ["--field", "text"], "standard input line 1 is a JSON str"),
         (b'{"text": 7}', ["--field", "text"], "standard input line 1: 'text' is 7"),
         (b"a", ["--prompt-name", "nope"], "prompt_name is 'nope'"),
-        (b"a", ["--truncate-dim", "65"], "truncate_dim is 65, expected a whole number from 1 to 64"),
+        (
+            b"a",
+            ["--truncate-dim", "65"],
+            "truncate_dim is 65, expected a whole number from 1 to 64",
+        ),
         (b"a", ["--runtime", "magic"], "runtime is 'magic'"),
         (b"a", ["--device", "abacus"], "device is 'abacus'"),
         (b"a", ["--input", "nowhere.txt"], "--input nowhere.txt is not a file"),

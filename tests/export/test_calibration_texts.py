@@ -103,6 +103,11 @@ def test_few_or_short_texts_are_warned_of(
         ('{"text": 3}\n', "line 1 is"),
         ('{"text": "a", "instruction": 3}\n', "line 1 is"),
         ("[]\n", "line 1 is"),
+        (
+            '{"text": "a"}\n{"text": "so \\ud83d"}\n',
+            r"texts\.jsonl, line 2: text has half of a surrogate pair, .* at character 3",
+        ),
+        ('{"text": "a", "instruction": "\\udca9"}\n', "line 1: instruction has half"),
         ('{"text": "a"}\n' + "[" * 100_000, "line 2 is not JSON"),
     ],
 )
@@ -119,6 +124,12 @@ def test_lines_end_where_json_lines_do_and_a_byte_order_mark_is_none(tmp_path: P
     lines = (json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in texts)
     path.write_bytes(b"\xef\xbb\xbf" + "".join(lines).encode())
     assert [text.text for text in read_texts(path)] == texts
+
+
+def test_a_whole_surrogate_pair_is_one_character(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "\\ud83d\\udca9"}\n')
+    assert [text.text for text in read_texts(path)] == ["\U0001f4a9"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

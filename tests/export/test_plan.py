@@ -42,3 +42,13 @@ def test_texts_that_cannot_be_read_are_refused_when_planning(
 ) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.jsonl cannot be read"):
         plan_export(tiny_checkpoint, load_recipe(None, values))
+
+
+def test_half_a_character_in_a_text_is_refused_when_planning(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "\\ud83d"}\n')
+    recipe = load_recipe(None, {"precision": "int8", "calibration": str(path)})
+    with pytest.raises(RecipeError, match=r"calibration .*texts\.jsonl, line 2: text has half"):
+        plan_export(tiny_checkpoint, recipe)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.export.__main__ import main
+from nvembed_deploy.export.engine_options import EngineOptions
 from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
 from nvembed_deploy.spec import PoolerForm, Precision
 
@@ -33,6 +35,14 @@ def test_an_override_beats_the_file_and_none_does_not(tmp_path: Path) -> None:
     recipe = load_recipe(path, {"precision": "fp32", "opset": None, "pooler": None})
     assert recipe.precision is Precision.FP32
     assert (recipe.opset, recipe.pooler) == (20, PoolerForm.FAITHFUL)
+
+
+@pytest.mark.parametrize("engine", ['"tensorrt-rtx"', '{ flavour = "tensorrt-rtx" }'])
+def test_what_is_given_of_an_engine_is_added_to_the_files(tmp_path: Path, engine: str) -> None:
+    path = write(tmp_path, f"engine = {engine}\n")
+    expected = EngineOptions(Flavour.RTX, targets=("sm89",))
+    assert load_recipe(path, {"engine": {"targets": "sm89"}}).engine == expected
+    assert load_recipe(path, {"engine": "tensorrt"}).engine == EngineOptions(Flavour.TENSORRT)
 
 
 FAULTS = {

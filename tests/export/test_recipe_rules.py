@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from nvembed_deploy.export.recipe import RANK, load_recipe
 from nvembed_deploy.export.recipe_rules import settle
 from nvembed_deploy.spec import Precision
 
+RECIPES = Path(__file__).parents[2] / "export"
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a share of nothing": ({"keep_share": 0.1}, "keep_share without a precision"),
     "twice of nothing": ({"fp8_rank": 32}, "fp8_rank without a precision"),
@@ -53,6 +55,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"precision": "int8", "device": "cuda", "ranges": "artifact"},
         "device without calibration",
     ),
+    "texts that nothing sees": (
+        {"precision": "int8", "calibration": "texts.jsonl", "rounding": "nearest"},
+        "calibration with rounding 'nearest', which reads no texts",
+    ),
     "int4 of an older opset": ({"precision": "int4-weight", "opset": 20}, "INT4 needs opset 23"),
     "the faithful pooler": ({"precision": "int8", "pooler": "faithful"}, "which is for audits"),
     "the CPU's kernels in an engine": (
@@ -66,6 +72,25 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_does_not_go_together_is_named(values: dict[str, Any], named: str) -> None:
     with pytest.raises(RecipeError, match=named):
         load_recipe(None, values)
+
+
+def test_texts_are_seen_where_what_to_keep_is_measured() -> None:
+    keys = {"precision": "int8", "calibration": "texts.jsonl", "rounding": "nearest"}
+    assert load_recipe(None, {**keys, "keep_share": 0.1}).calibration == "texts.jsonl"
+
+
+def test_texts_beside_ranges_are_refused_once() -> None:
+    keys = {"precision": "int8", "calibration": "texts.jsonl", "ranges": "artifact"}
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(None, keys)
+    assert caught.value.problem == "the options: ranges with calibration"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_our_recipes_may_be_rounded_to_nearest(path: Path) -> None:
+    assert load_recipe(path)
+    if load_recipe(path).scheme:
+        assert load_recipe(path, {"rounding": "nearest"}).rounding is Rounding.NEAREST
 
 
 def test_a_scheme_is_moved_out_of_precision() -> None:
