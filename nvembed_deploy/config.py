@@ -164,19 +164,25 @@ def text_from_config(config: dict[str, Any], path: Path) -> TextSpec:
 
 def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
     """Return a whole number of at least 1; null is the default, as Hugging Face reads it."""
-    value = config.get(key)
-    value = default if value is None else value
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{key} is {value!r}, expected a whole number of at least 1")
-    return value
+    return int(_fitting(config, key, default, like=1))
 
 
 def _positive(config: dict[str, Any], key: str, default: float) -> float:
+    return float(_fitting(config, key, default, like=1.0))
+
+
+def _fitting(config: dict[str, Any], key: str, default: Any, *, like: float) -> Any:  # noqa: ANN401
+    """Return a value, or its default, that can stand for the number `like`.
+
+    Raises:
+        ValueError: it cannot.
+    """
     value = config.get(key)
     value = default if value is None else value
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ValueError(f"{key} is {value!r}, expected a positive number")
-    return float(value)
+    expected = what_fits(value, like, 1)
+    if expected is not None:
+        raise ValueError(f"{key} is {value!r}, expected {expected}")
+    return value
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:

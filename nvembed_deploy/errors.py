@@ -5,6 +5,7 @@ Every error says what is wrong (`problem`: what, where, got, expected) and what 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -22,6 +23,22 @@ class NVEmbedError(Exception):
 
 class CheckpointError(NVEmbedError):
     """A checkpoint folder, or a tensor in it, is not what it should be."""
+
+
+LFS_POINTER = b"version https://git-lfs"
+"""What a file begins with that git-LFS has left in the place of another."""
+
+
+def refuse_lfs_pointer(path: Path, head: bytes) -> None:
+    """Refuse a file whose first bytes are those of a git-LFS pointer.
+
+    Raises:
+        CheckpointError: they are.
+    """
+    if head.startswith(LFS_POINTER):
+        raise CheckpointError(
+            f"{path} is a git-LFS pointer, not the file itself", "fetch it: git lfs pull"
+        )
 
 
 class ArtifactError(NVEmbedError):

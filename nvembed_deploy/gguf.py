@@ -63,7 +63,6 @@ class GGUFTensor:
     stored: TensorEntry
     quantization: int
     num_rotary_heads: int = 0
-    dtype: str = "F32"
 
     @property
     def path(self) -> Path:
@@ -114,14 +113,12 @@ def _uninterleave(stored: np.ndarray, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """An opened GGUF model. A missing padding token is EOS, as NV-Embed pads."""
+    """An opened GGUF model."""
 
-    path: Path
     backbone: BackboneSpec
     entries: Mapping[str, GGUFTensor]
     bos_id: int
     eos_id: int
-    pad_id: int
 
 
 def open_gguf(path: Path) -> GGUFFile:
@@ -134,14 +131,11 @@ def open_gguf(path: Path) -> GGUFFile:
     """
     header = read_header(path)
     backbone = _backbone(header)
-    eos_id = header.get("tokenizer.ggml.eos_token_id", int)
     return GGUFFile(
-        path=header.path,
         backbone=backbone,
         entries=_entries(header, backbone),
         bos_id=header.get("tokenizer.ggml.bos_token_id", int),
-        eos_id=eos_id,
-        pad_id=header.get("tokenizer.ggml.padding_token_id", int, eos_id),
+        eos_id=header.get("tokenizer.ggml.eos_token_id", int),
     )
 
 

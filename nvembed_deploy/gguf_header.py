@@ -12,11 +12,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from nvembed_deploy.errors import CheckpointError, MissingPackageError
+from nvembed_deploy.errors import (
+    LFS_POINTER,
+    CheckpointError,
+    MissingPackageError,
+    refuse_lfs_pointer,
+)
 
 T = TypeVar("T")
 _MAGIC = b"GGUF"
-_LFS = b"version https://git-lfs"
 _AGAIN = "copy or download it again, and compare its size and sha256 with the source's"
 _CONVERT_AGAIN = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
 
@@ -98,7 +102,7 @@ def read_header(path: Path) -> GGUFHeader:
     try:
         stat = path.stat()
         with path.open("rb") as file:
-            head = file.read(len(_LFS))
+            head = file.read(len(LFS_POINTER))
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
@@ -109,10 +113,7 @@ def read_header(path: Path) -> GGUFHeader:
 
 def _check_head(path: Path, head: bytes) -> None:
     """Refuse what is no GGUF file by its first bytes."""
-    if head == _LFS:
-        raise CheckpointError(
-            f"{path} is a git-LFS pointer, not the file itself", "fetch it: git lfs pull"
-        )
+    refuse_lfs_pointer(path, head)
     if not head.startswith(_MAGIC):
         raise CheckpointError(
             f"{path} is no GGUF file: it starts with {head[:4]!r}, expected {_MAGIC!r}", _AGAIN

@@ -18,21 +18,14 @@ from typing import Any
 import numpy as np
 
 from nvembed_deploy.config import read_json
-from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.errors import CheckpointError, refuse_lfs_pointer
 from nvembed_deploy.tensordtype import DTYPES, find_nonfinite
-from nvembed_deploy.tensorwriter import SafetensorsWriter
 
-__all__ = [
-    "SafetensorsWriter",
-    "TensorEntry",
-    "find_nonfinite",
-    "open_tensor_folder",
-    "open_tensors",
-]
+__all__ = ["TensorEntry", "find_nonfinite", "open_tensor_folder", "open_tensors"]
 
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _PICKLE_HEADS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-_LFS = b"version https://git-lfs"
 _MIN_SIZE = 10
 """An empty header: its length and two braces."""
 
@@ -115,11 +108,7 @@ def open_tensors(path: Path) -> dict[str, TensorEntry]:
     return {entry.name: entry for entry in entries}
 
 
-def open_tensor_folder(
-    folder: Path,
-    index_name: str = "model.safetensors.index.json",
-    single: str = "model.safetensors",
-) -> dict[str, TensorEntry]:
+def open_tensor_folder(folder: Path) -> dict[str, TensorEntry]:
     """Open a model folder's tensors: the shards its index names, or its single file.
 
     Raises:
@@ -127,23 +116,23 @@ def open_tensor_folder(
             disagree.
     """
     folder = Path(folder)
-    has_index, has_single = (folder / index_name).exists(), (folder / single).exists()
+    has_index, has_single = (folder / _INDEX).exists(), (folder / _SINGLE).exists()
     if has_index and has_single:
         raise CheckpointError(
-            f"{folder} holds both {index_name} and {single}: which one is the model is not known",
+            f"{folder} holds both {_INDEX} and {_SINGLE}: which one is the model is not known",
             "remove the one that is not",
         )
     if has_index:
-        return _open_shards(folder, folder / index_name)
+        return _open_shards(folder, folder / _INDEX)
     if has_single:
-        return open_tensors(folder / single)
+        return open_tensors(folder / _SINGLE)
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     pickles = [name for name in found if name.endswith(_PICKLES)]
     if pickles:
         raise _pickle(folder / pickles[0])
     names = ", ".join(found[:8]) or "nothing"
     raise CheckpointError(
-        f"{folder} has neither {index_name} nor {single} (found {names})",
+        f"{folder} has neither {_INDEX} nor {_SINGLE} (found {names})",
         "copy the complete model folder",
     )
 
@@ -189,10 +178,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 def _check_head(path: Path, head: bytes, size: int) -> None:
     """Refuse what is no safetensors file by its first bytes: the header starts with a brace."""
-    if head.startswith(_LFS):
-        raise CheckpointError(
-            f"{path} is a git-LFS pointer, not the file itself", "fetch it: git lfs pull"
-        )
+    refuse_lfs_pointer(path, head)
     if size < _MIN_SIZE:
         raise _damaged(path, f"got {size} bytes, expected at least {_MIN_SIZE}: it is cut")
     if head[8:9] != b"{":
@@ -264,8 +250,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    if index.read_bytes().startswith(_LFS):
-        _check_head(index, _LFS, len(_LFS))
+    refuse_lfs_pointer(index, index.read_bytes())
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) and Path(shard).name == shard for shard in weight_map.values()

@@ -156,13 +156,6 @@ def test_a_file_cut_after_it_was_opened_is_refused(tmp_path: Path) -> None:
             entry.read()
 
 
-def test_padding_is_eos_unless_the_file_has_a_padding_token(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "a.gguf", gguf_metadata())
-    assert (open_gguf(path).bos_id, open_gguf(path).eos_id, open_gguf(path).pad_id) == (1, 2, 2)
-    path = write_gguf(tmp_path / "b.gguf", gguf_metadata() | {"tokenizer.ggml.padding_token_id": 7})
-    assert open_gguf(path).pad_id == 7
-
-
 @pytest.mark.parametrize(
     ("left_out", "field"),
     [
@@ -283,6 +276,12 @@ def test_a_model_cut_in_its_tensors_is_refused(tmp_path: Path) -> None:
         os.truncate(write_model(path), size)
         with pytest.raises(CheckpointError, match="not a complete GGUF file"):
             open_gguf(path)
+
+
+def test_padding_is_eos_whatever_padding_token_the_file_has(tmp_path: Path) -> None:
+    metadata = gguf_metadata() | {"tokenizer.ggml.padding_token_id": 7}
+    text = open_base(write_gguf(tmp_path / "a.gguf", metadata))[0].text
+    assert (text.bos_id, text.eos_id, text.pad_id) == (1, 2, 2)
 
 
 def test_a_gguf_file_is_a_base_decoder(tmp_path: Path) -> None:

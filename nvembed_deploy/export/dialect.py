@@ -9,7 +9,7 @@ first product. Shapes: B batch, S sequence, D hidden, H query heads, N key heads
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import onnx_ir as ir
 
@@ -80,14 +80,8 @@ class FusedDialect:
     def attention(self, projected: Projected, mask: ir.Value, angles: Angles) -> ir.Value:
         """See `Dialect`. Key heads stay grouped: Attention repeats nothing."""
         b, spec = self._b, self._spec
-        heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        q, k, v = (
-            split_heads(b, x, n, spec.head_width) for x, n in zip(projected[:3], heads, strict=True)
-        )
-        q, k = (
-            b.op("RotaryEmbedding", x, angles.cos_SK, angles.sin_SK, angles.positions_BS)
-            for x in (q, k)
-        )
+        q, k, v = split_projected(b, spec, projected)
+        q, k = (rotate(b, x, angles) for x in (q, k))
         mixed = b.op("Attention", q, k, v, mask, name="attention", is_causal=0)
         return join_heads(b, mixed, spec.num_heads * spec.head_width)
 
@@ -118,10 +112,7 @@ class DecomposedDialect:
         The mask depends on keys only, so [B, N, G*S, K] x [B, N, K, S] needs no repeated keys.
         """
         b, spec = self._b, self._spec
-        heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        q, k, v = (
-            split_heads(b, x, n, spec.head_width) for x, n in zip(projected[:3], heads, strict=True)
-        )
+        q, k, v = split_projected(b, spec, projected)
         q, k = (self._rotate(x, angles) for x in (q, k))
         q = group_queries(b, spec, b.op("Mul", q, b.constant(spec.head_width**-0.5)))
         scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2]), name="scores")
@@ -148,9 +139,8 @@ class CpuDialect(FusedDialect):
         """See `Dialect`."""
         b, (q, k, v, _) = self._b, projected
         heads, key_heads = self._spec.num_heads, self._spec.num_kv_heads
-        turns = (angles.cos_SK, angles.sin_SK, angles.positions_BS)
-        q = b.op("RotaryEmbedding", q, *turns, num_heads=heads)
-        k = b.op("RotaryEmbedding", k, *turns, num_heads=key_heads)
+        q = rotate(b, q, angles, num_heads=heads)
+        k = rotate(b, k, angles, num_heads=key_heads)
         counts = {"q_num_heads": heads, "kv_num_heads": key_heads}
         return b.op("Attention", q, k, v, mask, name="attention", is_causal=0, **counts)
 
@@ -159,6 +149,28 @@ DIALECTS: dict[int, type[FusedDialect] | type[DecomposedDialect]] = {
     23: FusedDialect,
     20: DecomposedDialect,
 }
+
+
+def rotate(b: GraphBuilder, x: ir.Value, angles: Angles, **sides: Any) -> ir.Value:  # noqa: ANN401
+    """Turn x [B, heads, S, K] to its positions by opset 23's own operator.
+
+    Args:
+        b: the graph.
+        x: queries or keys.
+        angles: by how much.
+        sides: `num_heads`, where heads lie side by side: [B, S, heads*K].
+    """
+    return b.op("RotaryEmbedding", x, angles.cos_SK, angles.sin_SK, angles.positions_BS, **sides)
+
+
+def split_projected(
+    b: GraphBuilder, spec: BackboneSpec, projected: Projected
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Return q [B, H, S, K], and k and v [B, N, S, K]."""
+    width, key_heads = spec.head_width, spec.num_kv_heads
+    q = split_heads(b, projected.q, spec.num_heads, width)
+    k = split_heads(b, projected.k, key_heads, width)
+    return q, k, split_heads(b, projected.v, key_heads, width)
 
 
 def split_heads(b: GraphBuilder, x_BSD: ir.Value, heads: int, width: int) -> ir.Value:

@@ -73,16 +73,25 @@ def estimate(planned: Export) -> Estimate:
 def _fold_flops(spec: ModelSpec) -> int:
     """Return the operations that fold K into Q and V into the output, for each head and latent."""
     pooler, hidden = spec.pooler, spec.backbone.hidden_size
+    if not pooler.pooling.has_weights:
+        return 0
     return 4 * pooler.num_latents * pooler.num_heads * pooler.head_width * hidden
 
 
 def _calibration_bytes(spec: ModelSpec, recipe: ExportRecipe) -> int:
     """Return a block in float32, the states of all texts, its energies, and what a batch takes."""
     hidden, wide = spec.backbone.hidden_size, spec.backbone.intermediate_size
-    feed = spec.pooler.feed_width
     layer = _layer_parameters(spec) + 3 * hidden**2 + wide**2 + _batch_values(spec, recipe)
-    pooler = hidden * (2 * spec.pooler.num_latents * spec.pooler.num_heads + 3 * feed) + feed**2
-    return int(4 * (_tokens(recipe) * hidden + max(layer, pooler)))
+    return int(4 * (_tokens(recipe) * hidden + max(layer, _pooler_values(spec))))
+
+
+def _pooler_values(spec: ModelSpec) -> int:
+    """Return the pooler in float32, folded, and its energies."""
+    pooler, hidden = spec.pooler, spec.backbone.hidden_size
+    if not pooler.pooling.has_weights:
+        return 0
+    scores = 2 * pooler.num_latents * pooler.num_heads
+    return hidden * (scores + 3 * pooler.feed_width) + pooler.feed_width**2
 
 
 def _calibration_flops(spec: ModelSpec, recipe: ExportRecipe) -> int:
@@ -103,7 +112,8 @@ def _harm_bytes(spec: ModelSpec, recipe: ExportRecipe) -> int:
     """Return the states of few texts thrice, a block and its codes, and a batch's gradients."""
     backbone = spec.backbone
     states = 3 * _few_tokens(recipe) * backbone.hidden_size
-    block = max(_layer_parameters(spec), 3 * spec.pooler.feed_width * backbone.hidden_size)
+    feed = spec.pooler.feed_width if spec.pooler.pooling.has_weights else 0
+    block = max(_layer_parameters(spec), 3 * feed * backbone.hidden_size)
     return int(4 * (states + _batch_values(spec, recipe)) + (4 + 1) * block)
 
 

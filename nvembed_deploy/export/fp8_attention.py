@@ -8,7 +8,6 @@ NVIDIA's Model-Optimizer, pull request 1289, for the scale. Shapes: as in `diale
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from nvembed_deploy.export.builder import DATA_TYPES
@@ -18,10 +17,11 @@ from nvembed_deploy.export.dialect import (
     Projected,
     group_queries,
     join_groups,
-    split_heads,
+    rotate,
+    split_projected,
 )
 from nvembed_deploy.export.formats import Code
-from nvembed_deploy.export.linear import CODE_TYPES
+from nvembed_deploy.export.linear import round_to
 from nvembed_deploy.export.weight_file import OUTPUT_SCALE
 
 
@@ -35,28 +35,17 @@ class Fp8AttentionDialect(FusedDialect):
     def attention(self, projected: Projected, mask: ir.Value, angles: Angles) -> ir.Value:
         """See `Dialect`."""
         b, spec = self._b, self._spec
-        heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        q, k, v = (
-            split_heads(b, x, n, spec.head_width) for x, n in zip(projected[:3], heads, strict=True)
-        )
-        q, k = (
-            b.op("RotaryEmbedding", x, angles.cos_SK, angles.sin_SK, angles.positions_BS)
-            for x in (q, k)
-        )
+        q, k, v = split_projected(b, spec, projected)
+        q, k = (rotate(b, x, angles) for x in (q, k))
         q = group_queries(b, spec, b.op("Mul", q, b.constant(spec.head_width**-0.5)))
         q, k, v = (
-            self._rounded(x, self._scale(f"{projected.name}{part}_proj"))
+            round_to(b, x, self._scale(f"{projected.name}{part}_proj"), Code.FP8)
             for x, part in zip((q, k, v), "qkv", strict=True)
         )
         scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2]), name="scores")
         weights = b.op("Softmax", b.op("Add", scores, mask), axis=-1)
-        weights = self._rounded(weights, b.constant(1 / Code.FP8.greatest))
+        weights = round_to(b, weights, b.constant(1 / Code.FP8.greatest), Code.FP8)
         return join_groups(b, spec, b.op("MatMul", weights, v, name="attention"), v)
 
     def _scale(self, linear: str) -> ir.Value:
         return self._b.declare(linear + OUTPUT_SCALE, (), DATA_TYPES[self._b.compute])
-
-    def _rounded(self, x: ir.Value, scale: ir.Value) -> ir.Value:
-        b, dtype = self._b, CODE_TYPES[Code.FP8]
-        zero = b.table(f"zero_{dtype.name.lower()}", np.zeros((), dtype.numpy()))
-        return b.op("DequantizeLinear", b.op("QuantizeLinear", x, scale, zero), scale, zero)

@@ -37,6 +37,13 @@ def stay(x: ir.Value) -> ir.Value:
     return x
 
 
+def round_to(b: GraphBuilder, x: ir.Value, scale: ir.Value, code: Code) -> ir.Value:
+    """Return x as a code keeps it: quantised with one scale for all of it, and dequantised."""
+    dtype = CODE_TYPES[code]
+    zero = b.table(f"zero_{dtype.name.lower()}", np.zeros((), dtype.numpy()))
+    return b.op("DequantizeLinear", b.op("QuantizeLinear", x, scale, zero), scale, zero)
+
+
 class LinearWriter:
     """Writes linears into a builder; their weights are stored transposed, as `NAME.weight_t`."""
 
@@ -128,23 +135,15 @@ class LinearWriter:
         return self._rounded_to(rows, code), divisor
 
     def _rounded_to(self, x: ir.Value, code: Code) -> ir.Value:
-        scale, zero = self._b.constant(1 / code.greatest), self._zero(code)
-        codes = self._b.op("QuantizeLinear", x, scale, zero)
-        return self._b.op("DequantizeLinear", codes, scale, zero)
+        return round_to(self._b, x, self._b.constant(1 / code.greatest), code)
 
     def _by_tensor(self, x: ir.Value, name: str, form: LinearFormat) -> ir.Value:
         """Quantise x in one calibrated range for all tokens and texts."""
         b, key = self._b, str(x.name)
         if key not in self._tensors:
             scale = b.declare(name + ".input_scale", (), DATA_TYPES[b.compute])
-            zero = self._zero(form.code)
-            codes = b.op("QuantizeLinear", x, scale, zero)
-            self._tensors[key] = b.op("DequantizeLinear", codes, scale, zero)
+            self._tensors[key] = round_to(b, x, scale, form.code)
         return self._tensors[key]
-
-    def _zero(self, code: Code) -> ir.Value:
-        dtype = CODE_TYPES[code]
-        return self._b.table(f"zero_{dtype.name.lower()}", np.zeros((), dtype.numpy()))
 
     def _dequantized(self, name: str, sizes: tuple[int, int], form: LinearFormat) -> ir.Value:
         b, compute = self._b, DATA_TYPES[self._b.compute]

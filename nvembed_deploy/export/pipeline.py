@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -177,7 +176,7 @@ def _tokenizer(export: Export, stage: Path) -> Tokenizer:
     return Tokenizer.load(stage / LAYOUT.tokenizer, spec.text, spec.backbone.vocab_size)
 
 
-def _check(export: Export, file: WeightFile, stage: Path, on_block: Any) -> CheckReport:  # noqa: ANN401
+def _check(export: Export, file: WeightFile, stage: Path, on_block: OnBlock) -> CheckReport:
     hidden, recipe = export.checkpoint.spec.backbone.hidden_size, export.recipe
     rotation = Rotation(hidden, recipe.seed) if recipe.rotates else None
     subject = Subject(export.options, file.data, _tokenizer(export, stage), rotation)

@@ -18,7 +18,7 @@ STORED = {
     Code.FP8: np.dtype(ml_dtypes.float8_e4m3fn),
 }
 """What codes are kept in; 4-bit ones lie one in a byte until they are written."""
-_SMALLEST_SCALE = 2.0**-20
+SMALLEST_SCALE = 2.0**-20
 """Of float16, which scales are stored in: 4 bits of a subnormal are left. Only all-zero rows of a
 weight come near it."""
 _SEARCHED = {
@@ -115,4 +115,4 @@ def _seen(blocks_OGB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _storable(scale: torch.Tensor) -> torch.Tensor:
     """Round scales to float16 values, so that codes are made for the scale that is stored."""
-    return scale.clamp(min=_SMALLEST_SCALE).half().float()
+    return scale.clamp(min=SMALLEST_SCALE).half().float()

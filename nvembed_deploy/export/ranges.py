@@ -15,7 +15,7 @@ import torch
 
 from nvembed_deploy.export.formats import Code
 from nvembed_deploy.export.graph_linear import first_of
-from nvembed_deploy.export.quantize import round_to_code
+from nvembed_deploy.export.quantize import SMALLEST_SCALE, round_to_code
 
 _ROWS_OF_A_BATCH, _LARGEST_OF_A_BATCH = 32, 8
 """Tokens kept of each batch, evenly spread, which stand for all, and those with the largest values,
@@ -119,4 +119,4 @@ def _alike(kept_BS1: torch.Tensor) -> torch.Tensor:
 
 
 def _storable(scale: float) -> float:
-    return float(np.float16(max(scale, 2.0**-20)))
+    return float(np.float16(max(scale, SMALLEST_SCALE)))

@@ -93,6 +93,16 @@ def test_one_tensor_off_by_two_fails(
         check_graph(tiny_weights, faulty)
 
 
+def test_the_first_block_that_gives_no_numbers_is_named(
+    tmp_path: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block 0 is the embedding table, block 2 the second layer; all after it are no numbers too."""
+    monkeypatch.setattr(check, "available_bytes", lambda: 0)
+    huge = Changed(tiny_weights, "backbone.layers.1.self_attn.q_proj.weight", 1e38)
+    with pytest.raises(GateError, match=r"worst block 2 \(inf of its size\)"):
+        check_graph(tiny_weights, written(tmp_path, huge, GraphOptions()))
+
+
 def test_another_rope_base_fails(
     tmp_path: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

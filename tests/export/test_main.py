@@ -13,12 +13,12 @@ import pytest
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact
 from nvembed_deploy.export.__main__ import main
-from nvembed_deploy.export.estimate import estimate
+from nvembed_deploy.export.estimate import Estimate, estimate
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import author_graph
 from nvembed_deploy.export.plan import Export, graph_options
 from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
-from nvembed_deploy.spec import ModelSpec, Precision
+from nvembed_deploy.spec import ModelSpec, Pooling, Precision
 from tests import factories
 
 GIB = 1 << 30
@@ -111,6 +111,24 @@ def test_time_and_memory_of_the_full_width_are_told_within_a_half(layers: int) -
 def test_the_memory_of_calibrating_the_full_width_is_told_within_a_tenth() -> None:
     told = estimate(planned(1, ExportRecipe(scheme="int8")))
     assert told.peak_ram_bytes == pytest.approx(MEASURED_CALIBRATED_PEAK, rel=0.1)
+
+
+def test_a_pooler_that_is_not_there_takes_nothing() -> None:
+    """The layers are so narrow that the latent pooler is the largest block."""
+    narrow = replace(factories.TINY.backbone, hidden_size=4096, intermediate_size=64)
+
+    def told(pooling: Pooling, recipe: ExportRecipe) -> Estimate:
+        spec = ModelSpec(narrow, replace(ModelSpec().pooler, pooling=pooling))
+        block = author_graph(spec, graph_options(recipe))
+        return estimate(Export(SimpleNamespace(spec=spec), SimpleNamespace(), recipe, block))
+
+    plain, calibrated = ExportRecipe(), ExportRecipe(scheme="int8")
+    measured = ExportRecipe(scheme="int8", rounding=Rounding.NEAREST, keep_share=0.1)
+    assert told(Pooling.LATENT, plain).seconds > 4, "5 were measured (docs/numerics.md)"
+    assert told(Pooling.MEAN, plain).seconds < 1
+    for recipe in (calibrated, measured):
+        assert told(Pooling.LATENT, recipe).peak_ram_bytes > 1.4 * GIB
+        assert told(Pooling.MEAN, recipe).peak_ram_bytes < 1 * GIB
 
 
 def test_an_engines_memory_and_time_are_told_as_measured() -> None:
