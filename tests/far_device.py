@@ -1,7 +1,8 @@
 """This file owns a second device without having one: tensors that say they are on a GPU.
 
 Their values are in memory and exact. Mixed with others in one operation, or asked for numpy arrays,
-they raise as CUDA's do, so that code which forgets where a tensor is fails here too.
+they raise as CUDA's do, so that code which forgets where a tensor is fails here too. Autocast is
+the processor's.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -37,7 +39,12 @@ class _Mode(TorchFunctionMode):
 @contextmanager
 def far_device() -> Iterator[torch.device]:
     """Let torch know the second device."""
-    with _Mode():
+    autocast = torch.autocast
+
+    def here(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return autocast("cpu" if device_type == FAR.type else device_type, *args, **kwargs)
+
+    with _Mode(), mock.patch.object(torch, "autocast", here):
         yield FAR
 
 
@@ -46,6 +53,8 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     is_far = any(isinstance(x, FarTensor) for x in tensors)
     if is_far and name == "__get__" and func == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
         return FAR
+    if is_far and name == "__get__" and func == torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+        return True
     if is_far and name in ("numpy", "__array__"):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
     if is_far and name == "_has_compatible_shallow_copy_type":

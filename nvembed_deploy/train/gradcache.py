@@ -34,8 +34,8 @@ class Budget:
 class _Chunk:
     indices: list[int]
     embedding_BD: torch.Tensor
-    random: torch.Tensor | None
-    """The generator's state before the chunk, if it must be computed again."""
+    random: list[torch.Tensor] | None
+    """The generators' states before the chunk, if it must be computed again."""
 
 
 def backward(rows: Sequence[Tokens], embed: Embed, loss_of: Loss, budget: Budget) -> float:
@@ -143,15 +143,14 @@ def _ranks() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def _random_state() -> torch.Tensor:
-    return torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.get_rng_state()
+def _random_state() -> list[torch.Tensor]:
+    """Return all generators' states: where there is a GPU, a model may be elsewhere."""
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
 
 
-def _set_random_state(state: torch.Tensor) -> None:
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state(state)
-    else:
-        torch.set_rng_state(state)
+def _set_random_state(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    torch.cuda.set_rng_state_all(states[1:])
 
 
 def embedder(model: torch.nn.Module, pad_id: int, device: torch.device) -> Embed:

@@ -26,7 +26,9 @@ WORDS = [
     "words",
 ]
 COMMAND = (sys.executable, "-m", "nvembed_deploy.train")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ON_PROCESSOR = {"ACCELERATE_USE_CPU": "true"}
+"""Two processes cannot share one GPU (NCCL), nor are its sums the same to the bit each time."""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **ON_PROCESSOR}
 
 
 def pair(number: int, **changes: object) -> dict[str, Any]:

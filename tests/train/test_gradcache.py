@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from nvembed_deploy.text import Tokenizer
+from nvembed_deploy.text import Tokenizer, Tokens
 from nvembed_deploy.train.batch import make_batch
 from nvembed_deploy.train.example import to_example
 from nvembed_deploy.train.gradcache import Budget, backward, embedder, split_rows
@@ -69,6 +71,36 @@ def test_what_is_computed_twice_drops_the_same_activations(tiny_base: Path, tmp_
     twice = gradients(learner, tokenizer, Budget(60, 0))
     for name, gradient in kept.items():
         assert torch.allclose(twice[name], gradient, atol=1e-6), name
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda:0", "cuda:1"])
+def test_what_is_computed_twice_draws_the_same_wherever_the_model_is(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Two GPUs are played: their generators are all that is asked of them."""
+    gpus = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    played: dict[str, Callable[..., Any]] = {
+        "is_available": lambda: True,
+        "device_count": lambda: len(gpus),
+        "get_rng_state": lambda gpu=0: gpus[gpu].get_state(),
+        "set_rng_state": lambda state, gpu=0: gpus[gpu].set_state(state),
+    }
+    for module, (name, stand_in) in product((torch.cuda, torch.cuda.random), played.items()):
+        monkeypatch.setattr(module, name, stand_in, raising=False)
+    generator = None if place == "cpu" else gpus[int(place[-1])]
+    weight = torch.ones(3, requires_grad=True)
+    drawn: list[torch.Tensor] = []
+
+    def embed(rows: Sequence[Tokens]) -> torch.Tensor:
+        drawn.append(torch.rand(len(rows), 3, generator=generator))
+        return weight * drawn[-1]
+
+    rows = [Tokens(np.arange(4), num_masked=0)] * 6
+    backward(rows, embed, lambda embedding_ND: embedding_ND.square().sum(), Budget(8, 0))
+    first, again = drawn[:3], drawn[3:]
+    assert len(again) == 3
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[0], first[1])
 
 
 def test_a_loss_that_is_not_finite_leaves_no_gradient(opened: tuple[Learner, Tokenizer]) -> None:
