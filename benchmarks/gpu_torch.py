@@ -33,6 +33,7 @@ from benchmarks.random_model import TINY, RandomModel
 from nvembed_deploy.bench.competitors.plain_forward import PerTextLatentPooler
 from nvembed_deploy.bench.flops import model_flops
 from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
+from nvembed_deploy.model.device import is_out_of_memory
 from nvembed_deploy.model.nvembed import NVEmbed
 from nvembed_deploy.model.packed.fp8_product import NO_ROW_SCALES, row_scales
 from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
@@ -157,7 +158,9 @@ def padded_rows(run: Run, dtype: torch.dtype) -> NDArray[np.float32] | None:
             return embed_compared(run, reference.embed)
         finally:
             reference.close()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None
 
 

@@ -52,6 +52,27 @@ def test_a_side_that_fails_is_its_own_result_and_the_others_go_on(tmp_path: Path
     assert sides["packed, bf16"]["cosine_min"] > 0.999
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+    ],
+    ids=["of torch", "of cuBLAS"],
+)
+def test_a_reference_too_large_in_float32_is_taken_in_bfloat16(monkeypatch, error: RuntimeError):
+    whole = gpu_torch.Run.model
+
+    def full(run: gpu_torch.Run, dtype: torch.dtype):
+        if dtype is torch.float32:
+            raise error
+        return whole(run, dtype)
+
+    monkeypatch.setattr(gpu_torch.Run, "model", full)
+    run = gpu_torch.Run(gpu_torch.TINY, torch.device("cpu"), 0)
+    assert gpu_torch.reference_rows(run)[0] == "bfloat16"
+
+
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_batches_hold_every_text_once(batch_size):
     lengths = [5, 900, 7, 4000, 4000, 9, 800]

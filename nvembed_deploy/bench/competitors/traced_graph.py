@@ -16,6 +16,8 @@ from nvembed_deploy.bench.competitors.weights import TRACED
 from nvembed_deploy.bench.side import Side
 from nvembed_deploy.bench.subject import Subject
 
+_CUDA = "CUDAExecutionProvider"
+
 
 def open_traced(side: Side) -> Subject:
     """Open a session with ONNX Runtime's own defaults."""
@@ -23,9 +25,14 @@ def open_traced(side: Side) -> Subject:
     options = ort.SessionOptions()
     if side.threads is not None:
         options.intra_op_num_threads = side.threads
-    is_cpu = side.device == "cpu" or "CUDAExecutionProvider" not in ort.get_available_providers()
-    providers = ["CPUExecutionProvider"] if is_cpu else ["CUDAExecutionProvider"]
-    session = ort.InferenceSession(str(Path(side.path) / TRACED), options, providers=providers)
+    is_cpu = side.device == "cpu" or _CUDA not in ort.get_available_providers()
+    index = (side.device or "").partition(",")[0].partition(":")[2] or "0"
+    provider = "CPUExecutionProvider" if is_cpu else (_CUDA, {"device_id": index})
+    if not is_cpu:
+        from nvembed_deploy.runtimes.onnx_tensorrt import load_gpu_libraries
+
+        load_gpu_libraries(tensorrt=False)  # ours has them too; without, it runs on the processor
+    session = ort.InferenceSession(str(Path(side.path) / TRACED), options, providers=[provider])
 
     def encode(texts: list[str], instruction: str) -> NDArray[np.float32]:
         prefix = tokenization.prefix(instruction)
@@ -39,6 +46,6 @@ def open_traced(side: Side) -> Subject:
                 rows[index] = row_D
         return np.stack(rows)
 
-    device = "cpu" if session.get_providers()[0] == "CPUExecutionProvider" else "cuda"
+    device = f"cuda:{index}" if session.get_providers()[0] == _CUDA else "cpu"
     facts = {"runtime": "onnxruntime", "device": device, "dtype": "fp32"}
     return Subject(encode, tokenization.lengths, facts)
