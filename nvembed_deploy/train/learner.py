@@ -83,9 +83,11 @@ class Learner(nn.Module):
 
 
 def open_learner(
-    recipe: TrainRecipe, dtype: torch.dtype, device: torch.device
+    recipe: TrainRecipe, dtype: torch.dtype, device: torch.device, *, is_sharded: bool = False
 ) -> tuple[Learner, Tokenizer]:
     """Build what a recipe trains: on a decoder, a released model or an earlier stage's checkpoint.
+
+    It is on the device; one that is to be sharded is on the processor (see `shard.py`).
 
     Raises:
         CheckpointError: it cannot be read, or its adapter cannot be trained on.
@@ -94,7 +96,7 @@ def open_learner(
         start = recipe.model.checkpoint or _start(recipe, Path(scratch))
         checkpoint = open_checkpoint(start)
         plain = dataclasses.replace(checkpoint, adapter=None)
-        place = torch.device("cpu") if recipe.run.shard else device
+        place = torch.device("cpu") if is_sharded else device
         model = load_model(open_weights(plain), dtype=dtype, device=place)
         write_tokenizer(checkpoint, Path(scratch) / "tokenizer.json")
         spec = checkpoint.spec

@@ -114,11 +114,11 @@ class _Run:
         self.dtype = _DTYPES[recipe.run.precision]
         self.device = accelerator.device
         self.is_sharded = recipe.run.shard and accelerator.num_processes > 1
-        learner, self.tokenizer = open_learner(recipe, self.dtype, self.device)
+        learner, self.tokenizer = open_learner(
+            recipe, self.dtype, self.device, is_sharded=self.is_sharded
+        )
         if self.is_sharded:
             shard(learner, self.device)
-        else:
-            learner.to(self.device)
         section = recipe.optimizer
         pooler_rate = section.pooler_learning_rate or section.learning_rate
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
