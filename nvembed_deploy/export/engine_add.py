@@ -7,7 +7,6 @@ not in the manifest is nobody's.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +18,12 @@ from nvembed_deploy.export.engine import build_engine, engine_name, probe
 from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts, check_engine
 from nvembed_deploy.export.engine_profiles import choose_profiles
 from nvembed_deploy.export.formats import Code
-from nvembed_deploy.filelock import lock
+from nvembed_deploy.filelock import wait_for
 from nvembed_deploy.manifest import Manifest
 from nvembed_deploy.text import Tokenizer
 
 _INPUTS = ("input_ids", "attention_mask", "pool_mask")
 """Source: docs/artifact.md, the graph."""
-_POLL_SECONDS = 0.5
 
 
 def add_engine(
@@ -107,12 +105,7 @@ def _sole_compiler(path: Path) -> Iterator[None]:
             "compile into a copy of the artifact that can be",
         ) from error
     try:
-        while True:
-            try:
-                lock(handle)
-                break
-            except BlockingIOError:
-                time.sleep(_POLL_SECONDS)
+        wait_for(handle)
         for partial in engines.glob(".partial-*.plan"):
             partial.unlink()
         yield
