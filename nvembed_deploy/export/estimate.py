@@ -27,8 +27,8 @@ _BATCH_COPIES = 14
 """Source: measured, one layer of full width on 256 texts of 128 tokens: 3.48 GiB above the imports.
 Features of a batch are there several times at once: gate, up, their product, weighed, and more."""
 _ENGINE_COPIES, _COMPILED_BYTES_PER_SECOND = 1.8, 95e6
-"""Source: benchmarks/results/engine-full-size-fp8-sm89.json, of TensorRT for RTX; full TensorRT
-takes longer, for it times kernels."""
+"""Source: benchmarks/results/engine-full-size-fp8-sm89.json, of TensorRT for RTX (with directions
+that are rounded twice it has 71e6); full TensorRT takes longer, for it times kernels."""
 _KEPT_BYTES = 3
 """More of a weight that is kept, at most, for one that is rounded: of float32 beside int8."""
 _NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
