@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from benchmarks.lean_export import of_layers
 from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.engine_record import Profile
 from nvembed_deploy.export.builder import WeightData
@@ -60,12 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def of_layers(spec: ModelSpec, num_layers: int) -> ModelSpec:
-    """Return a model of so many layers."""
-    backbone = dataclasses.replace(spec.backbone, num_layers=num_layers)
-    return dataclasses.replace(spec, backbone=backbone)
 
 
 def measure(

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.artifact import is_artifact, read_manifest
+from nvembed_deploy.installed import installed
 from nvembed_deploy.runtimes import Encoder, RuntimeOptions
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch, Tokens, collate
@@ -78,17 +78,11 @@ def main() -> int:
 
 def about(source: Path, encoder: Encoder) -> dict[str, Any]:
     """Return what ran where."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     manifest = read_manifest(source) if is_artifact(source) else None
     return {
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": installed(_PACKAGES),
         "runtime": encoder.runtime.name,
         "device": encoder.runtime.device,
         "layers": encoder.spec.backbone.num_layers,

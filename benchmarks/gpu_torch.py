@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.lean_export import of_layers
 from benchmarks.random_model import TINY, RandomModel
 from nvembed_deploy.bench.competitors.plain_forward import PerTextLatentPooler
 from nvembed_deploy.bench.flops import model_flops
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     base = TINY if args.tiny else ModelSpec()
     layers = 2 if args.tiny else args.layers
-    spec = replace(base, backbone=replace(base.backbone, num_layers=layers))
+    spec = of_layers(base, layers)
     run = Run(spec, torch.device(args.device), args.seconds)
     reference, expected = reference_rows(run)
     result = {**about(run), "reference": reference, "limits": limits(run), "sides": {}}

@@ -66,8 +66,7 @@ def main() -> int:
 
 
 def _measure(workdir: Path, layers: int, precision: str) -> dict[str, object]:
-    base = ModelSpec()
-    spec = dataclasses.replace(base, backbone=dataclasses.replace(base.backbone, num_layers=layers))
+    spec = of_layers(ModelSpec(), layers)
     checkpoint, out = workdir / "checkpoint", workdir / "artifact"
     checkpoint_bytes = write_random_checkpoint(checkpoint, spec)
     command = [sys.executable, __file__, "--export", str(checkpoint), str(out)]
@@ -114,6 +113,12 @@ def _machine() -> dict[str, str | int | None]:
     packages = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
     versions: dict[str, str | int | None] = {name: metadata.version(name) for name in packages}
     return {"cpus": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def of_layers(spec: ModelSpec, num_layers: int) -> ModelSpec:
+    """Return a model of so many layers."""
+    backbone = dataclasses.replace(spec.backbone, num_layers=num_layers)
+    return dataclasses.replace(spec, backbone=backbone)
 
 
 def write_random_checkpoint(folder: Path, spec: ModelSpec, seed: int = 0) -> int:

@@ -7,12 +7,11 @@ Run: python -m benchmarks.random_checkpoint OUT --layers 32
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import sys
 from pathlib import Path
 
-from benchmarks.lean_export import write_random_checkpoint
+from benchmarks.lean_export import of_layers, write_random_checkpoint
 from nvembed_deploy.spec import ModelSpec
 
 
@@ -22,11 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=32)
     args = parser.parse_args(argv)
-    base = ModelSpec()
-    backbone = dataclasses.replace(base.backbone, num_layers=args.layers)
     partial = args.out.with_name(f".{args.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    write_random_checkpoint(partial, dataclasses.replace(base, backbone=backbone))
+    write_random_checkpoint(partial, of_layers(ModelSpec(), args.layers))
     partial.rename(args.out)
     return 0
 

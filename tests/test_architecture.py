@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "nvembed_deploy"
 
 LAYERS = (
-    {"engine_record", "errors", "filelock", "onnx_session", "spec"},
+    {"engine_record", "errors", "filelock", "installed", "onnx_session", "spec"},
     {"cli", "config", "gguf_header", "manifest", "staging", "tensordtype", "text", "tomlfile"},
     {"artifact", "gguf_tokenizer", "tensorrt_api", "tensorwriter"},
     {"tensorfile"},

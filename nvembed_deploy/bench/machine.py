@@ -7,9 +7,10 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from nvembed_deploy.installed import installed
 
 _PACKAGES = (
     "nvembed-deploy",
@@ -42,13 +43,7 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that are installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed(_PACKAGES)
 
 
 def gpu_bytes(pids: Iterable[int]) -> dict[int, int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 import nvembed_deploy
 from nvembed_deploy.artifact import hash_file
 from nvembed_deploy.checkpoint import Checkpoint
+from nvembed_deploy.installed import installed
 
 _DESCRIPTIONS = ("config.json", "checkpoint.json", "model.safetensors.index.json")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -32,10 +32,4 @@ def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of what wrote the artifact."""
-    versions = {"nvembed-deploy": nvembed_deploy.__version__}
-    for name in _TOOLS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {"nvembed-deploy": nvembed_deploy.__version__} | installed(_TOOLS)
