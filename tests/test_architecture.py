@@ -22,7 +22,7 @@ LAYERS = (
     {"tensorfile"},
     {"gguf"},
     {"checkpoint"},
-    {"model"},
+    {"model", "stamps"},
     {"train", "export", "runtimes"},
     {"parity", "bench"},
     {"commands"},
@@ -36,6 +36,7 @@ TESTED_IN = {
     # One behaviour in several files: tested where it shows.
     "manifest": "test_artifact",
     "staging": "test_artifact",
+    "stamps": "parity/test_side",
     "export/blocks": "export/test_calibrate",
     "export/builder": "export/test_graph",
     "export/check_texts": "export/test_check",

@@ -176,3 +176,24 @@ def test_an_interrupted_first_run_leaves_no_folder_at_all(
     for step in spread(count // 2, 5):
         done = command.run("fp16", signum=signum, at=step)
         assert (done.code, list(command.out.parent.iterdir())) == (128 + signum, [])
+
+
+def test_a_killed_export_goes_on_from_its_cache(
+    runner: Runner, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ("export", tiny_checkpoint, tmp_path / "out", "--precision", "fp8", "--overwrite")
+    few = tmp_path / "recipe.toml"
+    few.write_text("calibration_texts = 4\ncalibration_tokens = 16\n")
+    assert runner.run(*words, "--recipe", few).code == 0
+    whole = (tmp_path / "out" / "model.onnx_data").read_bytes()
+    cached = (*words, "--recipe", few, "--cache", tmp_path / "cache")
+    steps = runner.run(*cached).steps
+    facts = []
+    for step in spread(steps, 8):
+        assert runner.run(*cached, signum=signal.SIGKILL, at=step).code in {KILLED, 0}
+        facts.append(len(list(tmp_path.glob("cache/*/block-*.json"))))
+    done = runner.run(*cached)
+    assert done.code == 0
+    assert max(facts) > 1, "no run went on from another's blocks"
+    assert (tmp_path / "out" / "model.onnx_data").read_bytes() == whole
+    assert list((tmp_path / "cache").iterdir()) == []

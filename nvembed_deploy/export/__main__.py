@@ -100,6 +100,12 @@ def _add_rounding_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="calibrate on it: cuda, cuda:1 (cpu)")
     parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep rounded blocks there until the end: an export that is killed goes on from them",
+    )
+    parser.add_argument(
         "--ranges",
         type=Path,
         metavar="ARTIFACT",
@@ -153,7 +159,7 @@ def export(args: argparse.Namespace) -> None:
         cli.say(json.dumps(plan, indent=2) if args.json else to_text(plan))
         return
     _check_packages()
-    _check_space(plan, out)
+    _check_space(plan, out, recipe.cache)
     from nvembed_deploy.export.progress import progress_for
     from nvembed_deploy.model.device import told_if_full
 
@@ -195,6 +201,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "calibration": str(args.calibration) if args.calibration else None,
         "device": args.device,
         "ranges": str(args.ranges) if args.ranges else None,
+        "cache": str(args.cache) if args.cache else None,
         "engine": _engine(args),
     }
 
@@ -219,17 +226,25 @@ def _check_packages() -> None:
             )
 
 
-def _check_space(plan: dict[str, Any], out: Path) -> None:
+def _check_space(plan: dict[str, Any], out: Path, cache: str | None) -> None:
     folder = out.resolve().parent
     if not folder.exists():
         raise ArtifactError(f"{folder} does not exist", "create it, or choose another folder")
+    needed, what = plan["bytes"] * 1.05, "the artifact needs"
+    if cache is not None and _disk_of(Path(cache)) == _disk_of(folder):
+        needed, what = 2 * needed, "the artifact and the cache of its blocks need"
     free = shutil.disk_usage(folder).free
-    if free < plan["bytes"] * 1.05:
+    if free < needed:
         raise ArtifactError(
-            f"{folder} has {cli.human_bytes(free)} free, the artifact needs "
-            f"{cli.human_bytes(plan['bytes'] * 1.05)}",
+            f"{folder} has {cli.human_bytes(free)} free, {what} {cli.human_bytes(needed)}",
             "free space, or choose a folder on another disk",
         )
+
+
+def _disk_of(path: Path) -> int:
+    """Return the number of the disk that a path is on, or will be on."""
+    path = path.resolve()
+    return next(p for p in (path, *path.parents) if p.exists()).stat().st_dev
 
 
 def main(argv: list[str] | None = None) -> int:

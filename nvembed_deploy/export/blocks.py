@@ -50,7 +50,7 @@ class Blocks:
     def embed(self) -> States:
         """Return the embeddings of all tokens."""
         weights = self._linears.weights
-        return [self._place(weights.embed(batch.input_ids_BS)) for batch in self.batches]
+        return [self.place(weights.embed(batch.input_ids_BS)) for batch in self.batches]
 
     def layer(self, index: int) -> nn.Module:
         """Return a layer of the decoder."""
@@ -67,7 +67,7 @@ class Blocks:
         decoder = self._model.backbone.decoder
         rotary = type(decoder.rotary_emb)(decoder.config).to(self.device)
         for hidden, batch in zip(states, self.batches, strict=True):
-            mask = self._place(batch.attention_mask_BS)
+            mask = self.place(batch.attention_mask_BS)
             if weigh is not None:
                 weigh(mask[..., None] / hidden.square().mean(-1, keepdim=True).sqrt())
             positions = torch.arange(hidden.shape[1], device=self.device)[None]
@@ -83,7 +83,7 @@ class Blocks:
         norm = self._module(self._model.backbone.decoder.norm, "backbone.norm.")
         if not isinstance(self._linears.weights, RotatedWeights):
             return [norm(hidden) for hidden in states]
-        back_DD = self._place(self._linears.load(UNROTATE))
+        back_DD = self.place(self._linears.load(UNROTATE))
         return [norm(hidden) @ back_DD.T for hidden in states]
 
     def pooler(self) -> nn.Module:
@@ -95,10 +95,14 @@ class Blocks:
     ) -> Iterator[torch.Tensor]:
         """Yield each batch's embeddings [B, D]."""
         for hidden, batch in zip(states, self.batches, strict=True):
-            mask = self._place(batch.pool_mask_BS)
+            mask = self.place(batch.pool_mask_BS)
             if weigh is not None:
                 weigh(mask[..., None].float())
             yield pooler(hidden, mask)
+
+    def place(self, array: np.ndarray) -> torch.Tensor:
+        """Return an array as a tensor where blocks are."""
+        return torch.from_numpy(array).to(self.device)
 
     def _module(self, meta: nn.Module, prefix: str) -> nn.Module:
         """Return a module of the model with its weights, each linear as the graph will have it."""
@@ -112,17 +116,14 @@ class Blocks:
         return module
 
     def _linear(self, name: str, has_bias: bool) -> GraphLinear:
-        weight_OI = self._place(self._linears.load(name))
+        weight_OI = self.place(self._linears.load(name))
         linear = GraphLinear(name, weight_OI, self._formats.of(name, weight_OI.shape[1]))
         if has_bias:
-            linear.bias = self._place(self._linears.weights.read_float32(name + ".bias"))
+            linear.bias = self.place(self._linears.weights.read_float32(name + ".bias"))
         weights = self._linears.weights
         if isinstance(weights, RotatedWeights) and name.endswith("down_proj"):
-            linear.features = self._place(weights.features)
+            linear.features = self.place(weights.features)
         return linear
-
-    def _place(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
 
 
 def linears_of(module: nn.Module) -> list[GraphLinear]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nvembed_deploy.export.block_cache import BlockCache, RoundedBlock
 from nvembed_deploy.export.blocks import Blocks, States, linears_of
 from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.compensate import compensate
@@ -72,9 +73,12 @@ class _Inputs(InputObserver):
 class CompensatingQuantizer:
     """Rounds linears in the order of the graph; see `weight_file.Quantizer`."""
 
-    def __init__(self, blocks: Blocks) -> None:
-        """Take the float model's blocks, with the formats to round to and the texts."""
-        self._blocks = blocks
+    def __init__(self, blocks: Blocks, cache: BlockCache | None = None) -> None:
+        """Take the float model's blocks, with the formats to round to and the texts.
+
+        Blocks that the cache has are not computed again; those that are computed go there.
+        """
+        self._blocks, self._cache = blocks, cache
         self._rounded = self._run()
         self._ready: dict[str, Quantized] = {}
         self.ranges: dict[str, LinearRange] = {}
@@ -82,27 +86,49 @@ class CompensatingQuantizer:
     def __call__(self, name: str) -> Quantized:
         """Return the quantised weight of the linear `name`, running on to its block."""
         while name not in self._ready:
-            self._ready = next(self._rounded)
+            self._run_on()
         return self._ready.pop(name)
 
     def range_of(self, name: str) -> LinearRange:
         """Return what was seen of the linear `name`, running on to its block."""
         while name not in self.ranges:
-            self._ready = next(self._rounded)
+            self._run_on()
         return self.ranges[name]
 
+    def _run_on(self) -> None:
+        block = next(self._rounded)
+        self._ready = block.linears
+        self.ranges |= block.ranges
+
     @torch.inference_mode()
-    def _run(self) -> Iterator[dict[str, Quantized]]:
-        blocks, states = self._blocks, self._blocks.embed()
-        for index in range(blocks.spec.backbone.num_layers):
-            yield self._quantize_layer(index, states)
+    def _run(self) -> Iterator[RoundedBlock]:
+        blocks, cache, num_layers = self._blocks, self._cache, self._blocks.spec.backbone.num_layers
+        done = 0 if cache is None else cache.count
+        if cache is not None:
+            yield from map(cache.load, range(done))
+        if done > num_layers:
+            return
+        if cache is not None and done:
+            states = [blocks.place(state) for state in cache.states()]
+        else:
+            states = blocks.embed()
+        for index in range(done, num_layers):
+            yield self._kept(self._quantize_layer(index, states), states)
         states, pooler = blocks.normed(states), blocks.pooler()
         used_up = (states.pop(0) for _ in range(len(states)))  # before its matrices are inverted
-        yield self._quantize(
-            pooler, lambda inputs: blocks.pool(pooler, used_up, inputs.weigh), is_last=True
+        yield self._kept(
+            self._quantize(
+                pooler, lambda inputs: blocks.pool(pooler, used_up, inputs.weigh), is_last=True
+            ),
+            [],
         )
 
-    def _quantize_layer(self, index: int, states: States) -> dict[str, Quantized]:
+    def _kept(self, block: RoundedBlock, states: States) -> RoundedBlock:
+        if self._cache is not None:
+            self._cache.add(block, [state.cpu().numpy() for state in states])
+        return block
+
+    def _quantize_layer(self, index: int, states: States) -> RoundedBlock:
         """Round a layer's linears, and pass the states on; the layer itself is not kept."""
         layer = self._blocks.layer(index)
         rounded = self._quantize(
@@ -118,7 +144,7 @@ class CompensatingQuantizer:
         run: Callable[[_Inputs], Iterable[torch.Tensor]],
         *,
         is_last: bool = False,
-    ) -> dict[str, Quantized]:
+    ) -> RoundedBlock:
         """Run a block once to see its inputs, then round its linears; the last runs no more."""
         linears, inputs = linears_of(module), _Inputs()
         for linear in linears:
@@ -132,7 +158,7 @@ class CompensatingQuantizer:
             rounded[linear.name] = _quantized(linear, inputs)
             if is_last:
                 linear.drop()
-        self.ranges |= {
+        ranges = {
             linear.name: LinearRange(
                 inputs.seen[first_of(linear.name)].largest,
                 linear.input_scale,
@@ -140,7 +166,7 @@ class CompensatingQuantizer:
             )
             for linear in linears
         }
-        return {name: quantized for name, quantized in rounded.items() if quantized is not None}
+        return RoundedBlock({name: q for name, q in rounded.items() if q is not None}, ranges)
 
 
 def _quantized(linear: GraphLinear, inputs: _Inputs) -> Quantized | None:

@@ -22,6 +22,7 @@ _FILES = (
     LAYOUT.config,
     "tokenizer_config.json",
 )
+_LONG_SECONDS = 10 * 60
 
 
 def describe(planned: Export, out: Path) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def describe(planned: Export, out: Path) -> dict[str, Any]:
         "hidden_size": spec.backbone.hidden_size,
         "adapter": planned.checkpoint.adapter is not None,
         **planned.recipe.to_dict(),
+        **({"cache": planned.recipe.cache} if planned.recipe.cache else {}),
         **({"engine": planned.recipe.engine.label} if planned.recipe.engine else {}),
         "files": _files(planned.recipe),
         "bytes": num_bytes,
@@ -60,7 +62,7 @@ def to_text(plan: dict[str, Any]) -> str:
         + f"\nfiles {', '.join(plan['files'])}\n"
         f"disk {cli.human_bytes(plan['bytes'])}, peak memory about "
         f"{cli.human_bytes(plan['peak_ram_bytes'])}, about {_steps(plan)} on two cores"
-        f"{_elsewhere(plan)}\n"
+        f"{_elsewhere(plan)}\n{_advice(plan)}"
         "nothing was written (--dry-run)"
     )
 
@@ -70,6 +72,13 @@ def _elsewhere(plan: dict[str, Any]) -> str:
     return (
         "" if device == "cpu" else f", and calibration on {device} (time and memory not measured)"
     )
+
+
+def _advice(plan: dict[str, Any]) -> str:
+    is_long = "calibration" in plan and plan["seconds"] >= _LONG_SECONDS
+    if not is_long or "cache" in plan:
+        return ""
+    return "with --cache DIR an export that is killed goes on from the blocks it has rounded\n"
 
 
 def _steps(plan: dict[str, Any]) -> str:

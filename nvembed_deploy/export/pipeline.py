@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -27,6 +26,7 @@ from nvembed_deploy.artifact import (
 )
 from nvembed_deploy.checkpoint import write_tokenizer
 from nvembed_deploy.engine_record import Profile
+from nvembed_deploy.export.block_cache import BlockCache, open_cache, remove_cache
 from nvembed_deploy.export.calibration_record import CalibrationRecord, TextFacts
 from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
@@ -80,8 +80,7 @@ def run_export(
         for name, measure in open_questions(export.recipe):
             with progress.step(name, blocks - 1) as advance:
                 export = _measured(export, stage, measure, partial(advance, 1))
-        with progress.step("weights", export.num_bytes) as advance:
-            file = _write_weights(export, stage, advance)
+        file = _write_weights(export, stage, progress)
         with progress.step("graph", None):
             _write_graph(export.block, file, stage / LAYOUT.graph)
         with progress.step("self-check", blocks) as advance:
@@ -93,7 +92,9 @@ def run_export(
                 built = build_engine(stage, INPUTS, export.recipe.engine, profiles, advance)
             manifest = replace(manifest, engines={built.name: built.record})
             manifest = add_file_record(stage, manifest, built.name, built.sha256)
-        return write_manifest(stage, manifest)
+        manifest = write_manifest(stage, manifest)
+    remove_cache(export)
+    return manifest
 
 
 def _profiles(export: Export, stage: Path) -> tuple[Profile, ...]:
@@ -132,11 +133,14 @@ def _texts(recipe: ExportRecipe) -> Calibration:
     return Calibration(path, recipe.calibration_texts, recipe.calibration_tokens, recipe.seed)
 
 
-def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) -> WeightFile:
-    with _open_linears(export) as linears:
-        quantizer, facts = _quantizer(export, stage, linears)
-        path = stage / LAYOUT.weights
-        file = write_weights(path, export.block.weights, linears, quantizer, on_bytes=advance)
+def _write_weights(export: Export, stage: Path, progress: Progress) -> WeightFile:
+    path, entries = stage / LAYOUT.weights, export.block.weights
+    with _open_linears(export) as linears, open_cache(export) as cache:
+        if cache is not None and cache.count:
+            progress.note(f"going on from {cache.count} blocks in {cache.folder}")
+        quantizer, facts = _quantizer(export, stage, linears, cache)
+        with progress.step("weights", export.num_bytes) as advance:
+            file = write_weights(path, entries, linears, quantizer, on_bytes=advance)
     if quantizer is not None and facts is not None:
         source, ranges = source_of(export.checkpoint)["sha256"], dict(quantizer.ranges)
         record = CalibrationRecord(source, export.recipe.rotation, facts, ranges)
@@ -145,7 +149,7 @@ def _write_weights(export: Export, stage: Path, advance: Callable[[int], None]) 
 
 
 def _quantizer(
-    export: Export, stage: Path, linears: LinearWeights
+    export: Export, stage: Path, linears: LinearWeights, cache: BlockCache | None
 ) -> tuple[Quantizer | None, TextFacts | None]:
     """Return what rounds the linears, and what it is calibrated on, if it is."""
     recipe = export.recipe
@@ -162,7 +166,7 @@ def _quantizer(
     texts = _texts(recipe)
     batches = texts.batches(_tokenizer(export, stage))
     blocks = Blocks(linears, recipe.formats, batches, device_of(recipe))
-    return CompensatingQuantizer(blocks), texts.facts(batches)
+    return CompensatingQuantizer(blocks, cache), texts.facts(batches)
 
 
 def _write_graph(block: Block, file: WeightFile, path: Path) -> None:

@@ -21,6 +21,10 @@ class Progress(Protocol):
         """Begin a step; the context's value is called with each advance."""
         ...
 
+    def note(self, line: str) -> None:
+        """Show a line between steps."""
+        ...
+
 
 class SilentProgress:
     """Shows nothing."""
@@ -29,6 +33,9 @@ class SilentProgress:
     def step(self, name: str, total: int | None) -> Iterator[Advance]:
         """See `Progress`."""
         yield lambda _: None
+
+    def note(self, line: str) -> None:
+        """See `Progress`."""
 
 
 class LogProgress:
@@ -48,9 +55,13 @@ class LogProgress:
                 said, left = now, (now - started) * (total - done) / max(done, 1)
                 took = human_seconds(now - started)
                 line = f"{name}: {done / total:.0%} in {took}, about {human_seconds(left)} left"
-                print(line, file=sys.stderr, flush=True)  # noqa: T201 - what this class is for
+                _print(line)
 
         yield advance
+
+    def note(self, line: str) -> None:
+        """See `Progress`."""
+        _print(line)
 
 
 class TerminalProgress:
@@ -77,9 +88,17 @@ class TerminalProgress:
             yield lambda amount: bars.advance(task, amount)
             bars.update(task, completed=total if total is not None else 1)
 
+    def note(self, line: str) -> None:
+        """See `Progress`."""
+        _print(line)
+
 
 def progress_for(*, is_quiet: bool) -> Progress:
     """Return what suits the command: bars on a terminal, lines in a log."""
     if is_quiet:
         return SilentProgress()
     return TerminalProgress() if sys.stderr.isatty() else LogProgress()
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - what this file is for

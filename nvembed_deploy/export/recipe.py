@@ -68,6 +68,8 @@ class ExportRecipe:
     """Where calibration computes, by torch's name; last digits differ between devices."""
     ranges: str | None = None
     """An artifact whose calibrated ranges are used again, without texts."""
+    cache: str | None = None
+    """A folder for the blocks that are rounded: an export that was killed goes on from them."""
     seed: int = 0
     engine: EngineOptions | None = None
     """Compile the graph too."""
@@ -211,6 +213,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "out": (str, "a path"),
     "calibration": (str, "the path of a JSONL file"),
     "ranges": (str, "the folder of a calibrated artifact"),
+    "cache": (str, "the path of a folder"),
     "device": (str, "a device of torch, as cuda or cuda:1"),
     "rotate": (bool, "true or false"),
     "fp8_attention": (bool, "true or false"),

@@ -22,6 +22,7 @@ _QUANTIZED_KEYS = {
     "calibration_tokens",
     "device",
     "ranges",
+    "cache",
     "seed",
 }
 
@@ -71,13 +72,16 @@ def _contradictions_of_inputs(scheme: str, clean: dict[str, Any]) -> list[str]:
 
 
 def _contradictions_of_texts(clean: dict[str, Any]) -> list[str]:
-    """Where no texts are seen, neither a file of them nor a device is of use.
+    """Where no texts are seen, a file of them, a device or a cache is of no use.
 
     How many texts and tokens may be said: recipes do, and `--rounding nearest` beats them.
     """
-    if clean.get("rounding") is not Rounding.NEAREST or clean.get("keep_share"):
+    if clean.get("rounding") is not Rounding.NEAREST:
         return []
-    mistakes = [_uncalibrated("device")] if "device" in clean else []
+    mistakes = [_uncalibrated("cache")] if "cache" in clean else []
+    if clean.get("keep_share"):
+        return mistakes
+    mistakes += [_uncalibrated("device")] if "device" in clean else []
     if "calibration" in clean and not clean.get("ranges"):
         mistakes.append("calibration with rounding 'nearest', which reads no texts")
     return mistakes

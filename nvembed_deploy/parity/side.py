@@ -8,16 +8,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from nvembed_deploy.artifact import hash_file
-from nvembed_deploy.checkpoint import DESCRIPTION, Checkpoint, open_checkpoint
+from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.errors import HardwareError, InputError
 from nvembed_deploy.parity.basis import manifest_of
 from nvembed_deploy.parity.subject import Subject
 from nvembed_deploy.parity.versions import COMPUTING, versions
 from nvembed_deploy.runtimes import Encoder, RuntimeOptions, load_encoder
 from nvembed_deploy.spec import Precision
+from nvembed_deploy.stamps import stamps_of
 
 
 @dataclass(frozen=True)
@@ -105,27 +104,10 @@ def model_key(side: Side, encoder: Encoder) -> str:
     """
     manifest = manifest_of(side.path)
     if manifest is None:
-        files = _stamps(open_checkpoint(side.path))
+        files = stamps_of(open_checkpoint(side.path))
     else:
         files = {name: record.sha256 for name, record in manifest.files.items()}
     runtime = [encoder.runtime.name, encoder.runtime.device, side.dtype]
     facts = [files, asdict(encoder.spec), runtime, versions(COMPUTING)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{side.path.resolve().name}-{digest[:16]}"
-
-
-def _stamps(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return name, size and time of each file that a checkpoint is of, in its folder or not.
-
-    Not where they lie: a checkpoint that is moved with its base is the same.
-    """
-    tensors = (*checkpoint.backbone.values(), *checkpoint.pooler.values())
-    folders = [checkpoint.path, *([checkpoint.adapter] if checkpoint.adapter else [])]
-    files = {tensor.path.resolve() for tensor in tensors} | {checkpoint.tokenizer.resolve()}
-    files |= {file.resolve() for folder in folders for file in folder.rglob("*") if file.is_file()}
-    found = [(file.name, file.stat()) for file in files]
-    description = checkpoint.path / DESCRIPTION
-    return {
-        "files": sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found),
-        "description": hash_file(description) if description.exists() else "",
-    }

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact
+from nvembed_deploy.export import __main__ as main_module
 from nvembed_deploy.export.__main__ import main
+from nvembed_deploy.export.dry_run import to_text
 from nvembed_deploy.export.estimate import Estimate, estimate
 from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import author_graph
@@ -85,6 +87,19 @@ def test_the_plan_is_readable(export: Callable[..., SimpleNamespace], tmp_path: 
         assert said in dry.out
     assert dry.out.endswith("to check on two cores\nnothing was written (--dry-run)\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_calibration_is_told_of_the_cache(
+    export: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    def told(*options: object, seconds: float = 1e4) -> bool:
+        plan = json.loads(export("--dry-run", "--json", *options).out)
+        return "--cache DIR" in to_text(plan | {"seconds": seconds})
+
+    assert told("--precision", "int8")
+    assert not told("--precision", "int8", seconds=60)
+    assert not told("--precision", "int8", "--cache", tmp_path)
+    assert not told("--precision", "int8", "--rounding", "nearest")
 
 
 def planned(layers: int, recipe: ExportRecipe) -> Export:
@@ -252,6 +267,22 @@ def test_a_full_disk_is_said_before_anything_is_written(
     assert refused.code == 2
     assert f"error: {tmp_path} has 1000 B free, the artifact needs 7" in refused.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("place", "fits"), [("cache", False), ("elsewhere", True)])
+def test_a_cache_on_the_same_disk_needs_space_too(
+    export: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    fits: bool,
+) -> None:
+    size = json.loads(export("--precision", "int8", "--dry-run", "--json").out)["bytes"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1.5 * size))
+    monkeypatch.setattr(main_module, "_disk_of", lambda path: "elsewhere" in path.parts)
+    done = export("--precision", "int8", "--cache", tmp_path / place)
+    assert done.code == (0 if fits else 2)
+    assert ("the artifact and the cache of its blocks need" in done.err) is not fits
 
 
 def test_a_missing_parent_folder_is_named(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:

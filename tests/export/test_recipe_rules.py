@@ -51,6 +51,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"precision": "int8", "device": "cuda", "rounding": "nearest"},
         "device without calibration",
     ),
+    "a cache without texts": (
+        {"precision": "int8", "cache": "folder", "rounding": "nearest", "keep_share": 0.1},
+        "cache without calibration",
+    ),
     "a device for ranges": (
         {"precision": "int8", "device": "cuda", "ranges": "artifact"},
         "device without calibration",
