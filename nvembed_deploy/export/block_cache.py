@@ -161,7 +161,7 @@ def _hold(handle: int, folder: Path) -> None:
 
 
 def _tensors_of(linears: Mapping[str, Quantized]) -> dict[str, np.ndarray]:
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for name, linear in linears.items():
         tensors |= {name + _CODES: linear.codes_OI, name + _SCALE: linear.scale_OG}
         if linear.basis_IK is not None:
