@@ -33,8 +33,8 @@ from benchmarks.lean_export import of_layers
 from benchmarks.random_model import TINY, RandomModel
 from nvembed_deploy.bench.competitors.plain_forward import PerTextLatentPooler
 from nvembed_deploy.bench.flops import model_flops
+from nvembed_deploy.errors import is_out_of_memory
 from nvembed_deploy.export.calibration_texts import BUILT_IN, read_texts
-from nvembed_deploy.model.device import is_out_of_memory
 from nvembed_deploy.model.nvembed import NVEmbed
 from nvembed_deploy.model.packed.fp8_product import NO_ROW_SCALES, row_scales
 from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches

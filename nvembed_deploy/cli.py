@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from nvembed_deploy.errors import InputError, NVEmbedError
+from nvembed_deploy.errors import HardwareError, InputError, NVEmbedError, is_out_of_memory
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -29,23 +29,32 @@ def run(command: Command, args: argparse.Namespace) -> int:
         with _ended_by_sigterm():
             command(args)
         print(end="", flush=True)  # noqa: T201 - a broken pipe shows here; stdout may be closed
-    except NVEmbedError as error:
-        if getattr(args, "traceback", False):
-            raise
-        print(f"error: {error.problem}\nfix: {error.fix}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
     except KeyboardInterrupt as error:
         print("interrupted; nothing half-written was left", file=sys.stderr)  # noqa: T201
         return 128 + (signal.SIGTERM if isinstance(error, _Ended) else signal.SIGINT)
     except BrokenPipeError:  # the reader (head, less) went away: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if getattr(args, "traceback", False):
+    except Exception as error:
+        told = _in_words(error)
+        if told is None or getattr(args, "traceback", False):
             raise
-        print(f"error: {error}\nfix: check path, permissions and space", file=sys.stderr)  # noqa: T201
-        return 2
+        print(f"error: {told.problem}\nfix: {told.fix}", file=sys.stderr)  # noqa: T201
+        return told.exit_code
     return 0
+
+
+def _in_words(error: Exception) -> NVEmbedError | None:
+    """Return what a user can do something about; None for a bug of ours."""
+    if isinstance(error, NVEmbedError):
+        return error
+    if isinstance(error, OSError):
+        return InputError(str(error), "check path, permissions and space")
+    if is_out_of_memory(error):
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fix = "free some, or take a smaller model, smaller batches, shorter texts, another device"
+        return HardwareError(f"not enough memory: {reason}", fix)
+    return None
 
 
 class _Ended(KeyboardInterrupt):

@@ -83,3 +83,14 @@ class HardwareError(NVEmbedError):
     """This machine lacks what was asked for (a GPU, an execution provider)."""
 
     exit_code = 3
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED")
+"""What torch says on a processor, ONNX Runtime anywhere, and CUDA's libraries
+(CUBLAS_STATUS_ALLOC_FAILED, CUSOLVER_...): plain errors, whose words alone tell."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error, of whatever package, is for want of memory: there may be some later."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or any(words in str(error) for words in _OUT_OF_MEMORY)

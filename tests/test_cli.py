@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from nvembed_deploy import cli
 from nvembed_deploy.errors import (
@@ -60,6 +63,37 @@ def test_an_error_of_the_system_names_the_file(capsys: pytest.CaptureFixture[str
     assert cli.run(raising(error), argparse.Namespace(traceback=False)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: [Errno 28] No space left on device: 'out/model.onnx_data'\nfix:")
+
+
+def too_large_an_array(_: argparse.Namespace) -> None:
+    np.empty(1 << 60, np.uint8)
+
+
+def too_large_a_tensor(_: argparse.Namespace) -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def too_large_for_a_gpu(_: argparse.Namespace) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words")
+
+
+def too_large_for_onnx_runtime(_: argparse.Namespace) -> None:
+    raise Fail("Non-zero status code: Failed to allocate memory for requested buffer of size 9")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [too_large_an_array, too_large_a_tensor, too_large_for_a_gpu, too_large_for_onnx_runtime],
+)
+def test_want_of_memory_is_two_lines_and_3(
+    capsys: pytest.CaptureFixture[str], command: Callable[[argparse.Namespace], None]
+) -> None:
+    assert cli.run(command, argparse.Namespace()) == 3
+    problem, fix = capsys.readouterr().err.splitlines()
+    assert problem.startswith("error: not enough memory: ")
+    assert fix.startswith("fix: free some")
+    with pytest.raises((MemoryError, RuntimeError, Fail)):
+        cli.run(command, argparse.Namespace(traceback=True))
 
 
 def test_a_bug_of_ours_is_not_dressed_up_as_bad_input() -> None:

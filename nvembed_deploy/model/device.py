@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from nvembed_deploy.errors import HardwareError
+from nvembed_deploy.errors import HardwareError, is_out_of_memory
 
 
 def find_device(name: str) -> torch.device:
@@ -26,15 +26,6 @@ def find_device(name: str) -> torch.device:
             "use device 'cpu', or a torch build and driver for that device",
         ) from error
     return device
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error of torch is for want of memory, which may be there next time.
-
-    CUDA's libraries have errors of their own: CUBLAS_STATUS_ALLOC_FAILED, CUSOLVER_..., all plain
-    RuntimeErrors.
-    """
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nvembed_deploy.checkpoint import open_checkpoint
-from nvembed_deploy.errors import HardwareError, InputError
+from nvembed_deploy.errors import HardwareError, InputError, is_out_of_memory
 from nvembed_deploy.parity.basis import manifest_of
 from nvembed_deploy.parity.subject import Subject
 from nvembed_deploy.parity.versions import COMPUTING, versions
@@ -81,11 +81,7 @@ def _told_if_full(side: Side) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if side.dtype is None:
-            raise
-        from nvembed_deploy.model.device import is_out_of_memory
-
-        if not is_out_of_memory(error):
+        if side.dtype is None or not is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0]
         raise HardwareError(

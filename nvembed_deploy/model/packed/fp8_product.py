@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from nvembed_deploy.model.device import is_out_of_memory
+from nvembed_deploy.errors import is_out_of_memory
 from nvembed_deploy.model.packed.kernels import FP8, Rounded
 
 
