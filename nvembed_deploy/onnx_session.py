@@ -16,6 +16,10 @@ _EXACT_PRODUCTS = "session.x64quantprecision"
 optimisations on, and breaks graphs with DequantizeLinear by it; on a processor with VNNI it takes
 twice the time for nothing. Source: onnxruntime.ai, docs/performance/model-optimizations/
 quantization, "When and why do I need to try U8U8?"."""
+_INT4_INPUTS, _FLOAT32 = "session.qdq_matmulnbits_accuracy_level", "1"
+"""What 4-bit weights are multiplied with. ONNX Runtime's own choice, "4", rounds inputs to 8 bits,
+which the graph does not say: a text's row then depends on its batch mates by 3e-3 (docs/numerics.md).
+Source: onnxruntime_session_options_config_keys.h."""
 _PROBE = base64.b64decode(
     "CAk6YgoYCgFhCgFiEgF5Ig1NYXRNdWxJbnRlZ2VyEgFwWhUKAWESEAoOCAISCgoDEgFtCgMSAWtaFQoBYhIQCg4IAxIK"
     "CgMSAWsKAxIBbmIVCgF5EhAKDggGEgoKAxIBbQoDEgFuQgQKABAU"
@@ -29,6 +33,7 @@ def session_options(*, is_for_cpu: bool) -> onnxruntime.SessionOptions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(_INT4_INPUTS, _FLOAT32)
     if is_for_cpu and saturates():
         options.add_session_config_entry(_EXACT_PRODUCTS, "1")
     return options

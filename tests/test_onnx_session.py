@@ -63,6 +63,39 @@ def test_exact_products_are_asked_for_only_where_products_saturate(
             options.get_session_config_entry(key)
 
 
+def test_inputs_of_4_bit_weights_are_not_rounded() -> None:
+    """ONNX Runtime makes one operator of both, which rounds inputs to 8 bits if it may."""
+    rng = np.random.default_rng(0)
+    codes_IO = rng.integers(-7, 8, (INNER, OUTER)).astype(np.int8)
+    packed = (codes_IO.reshape(-1)[0::2] & 0xF) | (codes_IO.reshape(-1)[1::2] << 4)
+    scale_GO = rng.uniform(0.5, 1, (INNER // 32, OUTER)).astype(np.float32)
+    shape, raw = (INNER, OUTER), packed.astype(np.uint8).tobytes()
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["codes", "scale"], ["w"], axis=0, block_size=32),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INNER])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", OUTER])],
+        [
+            helper.make_tensor("codes", TensorProto.INT4, shape, raw, raw=True),
+            numpy_helper.from_array(scale_GO, "scale"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    x_NI = rng.standard_normal((9, INNER)).astype(np.float32)
+    expected = x_NI @ (codes_IO * np.repeat(scale_GO, 32, 0))
+
+    def error(options: onnxruntime.SessionOptions) -> float:
+        (y_NO,) = onnxruntime.InferenceSession(model, options).run(None, {"x": x_NI})
+        return float(np.abs(y_NO - expected).max() / np.abs(expected).max())
+
+    assert error(session_options(is_for_cpu=False)) < 1e-5
+    assert error(onnxruntime.SessionOptions()) > 1e-4, "its own choice has changed"
+
+
 def test_the_probe_is_one_product_of_unsigned_by_signed_bytes() -> None:
     model = ModelProto.FromString(onnx_session._PROBE)
     (node,) = model.graph.node
