@@ -92,12 +92,16 @@ class PackedBatch:
         member_BR = (self.text_R == texts_B1).float()
         return member_BR / member_BR.sum(1, keepdim=True).clamp(min=1)
 
-    def only_texts(self, states_RD: torch.Tensor) -> torch.Tensor:
-        """Return the rows, zeros where they are of no text.
+    def mean(self, rows_RF: torch.Tensor) -> torch.Tensor:
+        """Return mean_BF, float32, of each text's rows; zeros where it has none.
 
-        Of filling that overflowed, 0 * inf would be no number in every text's mean.
+        A row that overflowed, of filling or of another text, is kept out of a text's mean: 0 * inf
+        is no number. That of its own text is then no number, all of it.
         """
-        return torch.where(self.text_R[:, None] >= 0, states_RD, 0.0)
+        average_BR = self.average()
+        is_sound_R1 = rows_RF.sum(-1, keepdim=True, dtype=torch.float32).isfinite()
+        mean_BF = average_BR @ torch.where(is_sound_R1, rows_RF, 0.0).float()
+        return torch.where(average_BR @ (~is_sound_R1).float() > 0, torch.nan, mean_BF)
 
 
 def pack(batch: Batch, pooling: Pooling) -> PackedBatch:

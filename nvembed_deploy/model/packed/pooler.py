@@ -29,7 +29,7 @@ class Pooler(Protocol):
 
 def mean(states_RD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """Return each text's mean; of `Pooling.EOS` the one row there is."""
-    return batch.average() @ batch.only_texts(states_RD.float())
+    return batch.mean(states_RD)
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,13 @@ class AttentionPooler:
 
     def __call__(self, states_RD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Return pooled_BD."""
-        states_RD = batch.only_texts(states_RD)
         mixed_RD = self.attention(self._normal(states_RD, self.query_norm), batch)
         states_RD = states_RD + mixed_RD
         gated_RF = self.kernels.gelu_gate(self.feed_up(self._normal(states_RD, self.feed_norm)))
-        average_BR = batch.average()
-        gated_BF = (average_BR @ gated_RF.float()).to(self.dtype)
-        pooled_BD = self.feed_down(gated_BF).float() + average_BR @ states_RD
+        gated_BF = batch.mean(gated_RF).to(self.dtype)
+        pooled_BD = self.feed_down(gated_BF).float() + batch.mean(states_RD)
         # A text with no row gives zeros, not the projection's bias.
-        return pooled_BD * average_BR.any(1, keepdim=True)
+        return pooled_BD * batch.average().any(1, keepdim=True)
 
     def _normal(self, states_RD: torch.Tensor, norm: Norm) -> torch.Tensor:
         epsilon = self.spec.layer_norm_eps

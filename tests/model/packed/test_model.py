@@ -145,6 +145,22 @@ def test_filling_that_overflows_is_in_no_mean(pooling):
     assert wide_BD.isfinite().all()
 
 
+@pytest.mark.parametrize("pooling", Pooling)
+@pytest.mark.parametrize("is_wide", [False, True], ids=["packed", "filled up"])
+def test_a_text_that_overflows_spoils_no_other(pooling, is_wide):
+    if is_wide and pooling is Pooling.SELF_ATTENTION:
+        pytest.skip("its rows see each other: it is never filled up")
+    model = packed_model(weights_of(with_pooling(pooling)))
+    well = [Tokens(np.arange(3, 9)), Tokens(np.arange(50, 60), 3)]
+    sick = Tokens(np.array([1, 5, 319, 7, 2]))
+    right_BD = embed(model, collate(well, 2))
+    model.embedding_VD[319] = torch.inf
+    batch = model.pack(collate([well[0], sick, well[1]], 2))
+    got_BD = model(widen(batch, 32, 4) if is_wide else batch)[:3].numpy()
+    np.testing.assert_allclose(got_BD[[0, 2]], right_BD, atol=TOLERANCE)
+    assert np.isnan(got_BD[1]).all()
+
+
 @pytest.mark.parametrize(
     ("options", "loss"),
     [({"dtype": torch.float16}, 1e-5), ({"dtype": torch.bfloat16}, 3e-4), ({"is_fp8": True}, 2e-2)],
