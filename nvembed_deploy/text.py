@@ -12,7 +12,7 @@ Source: arXiv 2405.17428 section 4.1 and the behaviour of NV-Embed's own `encode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,6 +25,8 @@ from nvembed_deploy.errors import ArtifactError, InputError, TextError
 from nvembed_deploy.spec import MIN_TOKENS, TextSpec, Truncation
 
 _CLEAN = "pass valid Unicode: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+_PIECE_CHARACTERS = 4 << 20
+"""Tokenised together: some million tokens, enough for all threads of a large machine."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,13 @@ class Tokenizer:
 
         Raises:
             ArtifactError: the file is missing or damaged, lacks BOS, EOS or the padding token, or
-                has ids beyond the embedding table.
+                has ids beyond the embedding table; or its path is not UTF-8.
         """
+        if fault_of(str(path)):
+            raise ArtifactError(
+                f"{str(path)!a} is no UTF-8 path, which no tokenizer and no graph is read from",
+                "rename the folder, or copy it to another",
+            )
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
@@ -161,14 +168,14 @@ class Tokenizer:
         _check_string("prompt", "" if prompt is None else prompt)
         limit = self._limit(max_tokens)
         prefix = prompt if prompt is not None else self._prefix(instruction)
-        num_masked = self._count(prefix)
+        own = self._prefix_ids(prefix)
         tokens = []
-        for index, ids in enumerate(self._encode(prefix, texts)):
+        for index, ids in enumerate(self._each(prefix, texts)):
             whole = [self.spec.bos_id, *ids, self.spec.eos_id]
             kept = self._truncate(whole, limit)
             if len(kept) < len(whole):
-                self._check_room(kept, num_masked, index)
-            tokens.append(Tokens(np.array(kept, np.int64), num_masked))
+                self._check_room(kept, own, index)
+            tokens.append(Tokens(np.array(kept, np.int64), len(own)))
         return tokens
 
     def _prefix(self, instruction: str) -> str:
@@ -185,13 +192,24 @@ class Tokenizer:
             )
         return limit
 
-    def _count(self, prefix: str) -> int:
-        """Return k, how many leading tokens are not pooled.
+    def _prefix_ids(self, prefix: str) -> list[int]:
+        """Return the prefix's own k tokens, without BOS; k leading ones are not pooled.
 
-        k is the number of the prefix's own tokens, without BOS. The template ends in a space,
-        which joins the text's first word: k tokens from BOS on are the instruction, exactly.
+        The template ends in a space, which joins the text's first word: k tokens from BOS on are
+        the instruction, exactly.
         """
-        return len(self._encode(prefix, [""])[0]) if prefix else 0
+        return self._encode(prefix, [""])[0] if prefix else []
+
+    def _each(self, prefix: str, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Yield the ids of one text after another, of few texts held whole at once.
+
+        What the tokenizer says of a token takes 100 bytes, and long texts are cut only afterwards.
+        """
+        for start, stop in _pieces(texts):
+            try:
+                yield from self._encode(prefix, texts[start:stop])
+            except TextError as error:
+                raise error.at(start + error.index) from None
 
     def _encode(self, prefix: str, texts: Sequence[str]) -> list[list[int]]:
         try:
@@ -209,15 +227,32 @@ class Tokenizer:
             return ids[:limit]
         return [*ids[: limit - 1], self.spec.eos_id]
 
-    def _check_room(self, kept: list[int], num_masked: int, index: int) -> None:
+    def _check_room(self, kept: list[int], own: list[int], index: int) -> None:
+        """Refuse a cut text of which no token is left.
+
+        The prefix's last token may have become one with the text's first, and be of the text.
+        """
         keeps_eos = self.spec.truncation is Truncation.KEEP_EOS
-        if len(kept) - keeps_eos <= num_masked:
+        left = kept[1 : len(kept) - keeps_eos]
+        if len(left) < len(own) or left == own:
             raise TextError(
                 index,
                 f"cannot be embedded: {len(kept)} tokens are allowed and the prefix has "
-                f"{num_masked}, so that nothing of the text is left",
+                f"{len(own)}, so that nothing of the text is left",
                 "raise max_length, or shorten the instruction or prompt",
             )
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield where each piece of the texts begins and ends, of so many characters, or of one."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        size += len(text) if isinstance(text, str) else 0
+        if size >= _PIECE_CHARACTERS:
+            yield start, index + 1
+            start, size = index + 1, 0
+    if start < len(texts):
+        yield start, len(texts)
 
 
 def _check_string(name: str, value: object) -> None:

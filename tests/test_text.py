@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nvembed_deploy.errors import ArtifactError, InputError, TextError
 from nvembed_deploy.spec import TextSpec, Truncation
-from nvembed_deploy.text import Tokenizer, Tokens, collate
+from nvembed_deploy.text import Tokenizer, Tokens, _pieces, collate
 from tests import factories, mistral
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mistral_ids.json").read_text())
@@ -165,12 +165,18 @@ class TestTruncation:
     def test_an_instruction_that_fills_the_limit_is_refused(
         self, tiny_json: Path, truncation: Truncation
     ) -> None:
+        """This tokenizer keeps the template's last space apart from the text."""
         tokenizer = Tokenizer.load(tiny_json, TextSpec(truncation=truncation))
         k = tokenizer.tokenize(["x"], "a long instruction")[0].num_masked
-        limit = k + 1 if truncation is Truncation.KEEP_EOS else k
+        limit = k + 2 if truncation is Truncation.KEEP_EOS else k + 1
         with pytest.raises(TextError, match=rf"inputs\[0\] .* prefix has {k}, so that nothing"):
             tokenizer.tokenize(["some text"], "a long instruction", max_tokens=limit)
         tokenizer.tokenize(["some text"], "a long instruction", max_tokens=limit + 1)
+
+    def test_a_prefixs_space_that_joins_the_text_is_of_the_text(self, real: Tokenizer) -> None:
+        k = real.tokenize(["x"], INSTRUCTION)[0].num_masked
+        one, other = real.tokenize(QUERIES, INSTRUCTION, max_tokens=k + 2)
+        assert one.ids[k] != other.ids[k]
 
     def test_fewer_than_three_tokens_are_refused(self, tiny: Tokenizer) -> None:
         with pytest.raises(InputError, match="max_tokens is 2, expected at least 3"):
@@ -193,6 +199,17 @@ class TestFaults:
         with pytest.raises(TextError, match=rf"inputs\[1\] is a {type(value).__name__}, expected"):
             tiny.tokenize(["fine", value])  # type: ignore[list-item]
 
+    def test_texts_are_tokenised_in_pieces_and_faults_named_in_all(
+        self, tiny: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        texts = ["one text", "", "a longer text of words", *["x"] * 20, "the last"]
+        whole = [t.ids.tolist() for t in tiny.tokenize(texts, "find")]
+        monkeypatch.setattr("nvembed_deploy.text._PIECE_CHARACTERS", 9)
+        assert [t.ids.tolist() for t in tiny.tokenize(texts, "find")] == whole
+        assert list(_pieces(texts)) == [(0, 3), (3, 12), (12, 21), (21, 24)]
+        with pytest.raises(TextError, match=r"inputs\[24\] has half"):
+            tiny.tokenize([*texts, "\ud83d"])
+
     def test_the_place_of_a_text_can_be_moved(self) -> None:
         moved = TextError(1, "is wrong", "drop it").at(7)
         assert (moved.index, moved.problem, moved.fix) == (7, "inputs[7] is wrong", "drop it")
@@ -200,6 +217,11 @@ class TestFaults:
     def test_a_missing_tokenizer_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=r"nothing\.json"):
             Tokenizer.load(tmp_path / "nothing.json", TextSpec())
+
+    def test_a_path_that_is_not_utf8_is_what_is_named(self) -> None:
+        with pytest.raises(ArtifactError, match=r"a\\udcff/tokenizer\.json' is no UTF-8") as caught:
+            Tokenizer.load(Path("a\udcff") / "tokenizer.json", TextSpec())
+        assert "rename the folder" in caught.value.fix
 
     def test_a_damaged_tokenizer_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text('{"model": {')
