@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--text", action="append", help="a text (repeatable)")
     source.add_argument("--input", type=Path, help="file of texts; default: standard input")
     parser.add_argument("--field", help="read JSON lines and take this key as the text")
-    parser.add_argument("--out", type=Path, help=".npy or .jsonl; default: JSON lines on stdout")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=".npy or .jsonl; default: JSON lines on stdout (a key `embedding` is replaced)",
+    )
     parser.add_argument("--instruction", help="NV-Embed's task instruction (for queries)")
     parser.add_argument("--prompt-name", help="one of the artifact's prompts")
     parser.add_argument(
@@ -66,9 +70,9 @@ def encode(args: argparse.Namespace) -> None:
         raise InputError(f"{args.input} holds no text", "give one text a line, or --text")
     options = RuntimeOptions(device=args.device, threads=args.threads)
     with load_encoder(args.artifact, args.runtime, options=options) as encoder:
-        records, read = tee(_records(args))
+        records, read = _written_and_read(args)
         windows = encoder.encode_stream(
-            (record[args.field or "text"] for record in read),
+            (record["text" if args.field is None else args.field] for record in read),
             instruction=args.instruction,
             prompt_name=args.prompt_name,
             batch_size=args.batch_size,
@@ -77,6 +81,17 @@ def encode(args: argparse.Namespace) -> None:
             total=total,
         )
         _write(args.out, records, windows)
+
+
+def _written_and_read(args: argparse.Namespace) -> tuple[Iterator[Record], Iterator[Record]]:
+    """Return the records to write beside their rows, and to read; none to write for .npy.
+
+    What only one of two had taken would be kept for the other.
+    """
+    if args.out is not None and args.out.suffix == ".npy":
+        return iter(()), _records(args)
+    written, read = tee(_records(args))
+    return written, read
 
 
 def _count(args: argparse.Namespace) -> int | None:
@@ -128,6 +143,8 @@ def _lines(path: Path | None) -> Iterator[bytes]:
 
 
 def _record(line: str, field: str, where: str) -> Record:
+    from nvembed_deploy.text import fault_of
+
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -141,6 +158,9 @@ def _record(line: str, field: str, where: str) -> Record:
         raise InputError(
             f"{where}: {field!r} is {record[field]!r}, expected a string", "correct it"
         )
+    fault = fault_of(record[field])
+    if fault is not None:
+        raise InputError(f"{where}: {field!r} {fault}", "correct it")
     return record
 
 

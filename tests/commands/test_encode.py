@@ -6,6 +6,9 @@ import io
 import json
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.__main__ import main
+from nvembed_deploy.runtimes import encoder
 
 TEXTS = [
     "the cat sat",
@@ -128,7 +132,12 @@ def test_a_prompt_by_name_is_the_encoders_prompt(
         (b"a", ["--text", "b", "--field", "c"], "--field does not go with --text"),
         (b"a", ["--out", "rows.csv"], "--out rows.csv ends in '.csv'"),
         (b"a", ["--out", "nowhere/rows.npy"], "lies in a folder that does not exist"),
-        (b'{"text": "\\ud83d"}', ["--field", "text"], "surrogate"),
+        (
+            b'\n{"text": "\\ud83d"}',
+            ["--field", "text"],
+            "standard input line 2: 'text' has half of a surrogate pair",
+        ),
+        (b'{"text": "a"}', ["--field", ""], "standard input line 1 has no key ''"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -162,6 +171,33 @@ def test_a_failure_leaves_the_old_output_and_no_litter(
     typed(b'{"text": "\xed\xa0\x80"}\n')
     assert main(["encode", str(tiny_artifact), "--field", "text", "--out", str(out)]) == 2
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("rows.npy", b"old")]
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.jsonl"])
+def test_records_are_not_kept(
+    tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    class Record(dict[str, str]):
+        """A dict that can be watched."""
+
+        __hash__ = object.__hash__
+
+    alive: weakref.WeakSet[Record] = weakref.WeakSet()
+    most = 0
+
+    def records(_: object) -> Iterator[Record]:
+        nonlocal most
+        for _number in range(500):
+            record = Record(text="the cat")
+            alive.add(record)
+            most = max(most, sum(1 for _ in alive))
+            yield record
+
+    small = partial(encoder.Stream, window_texts=4)
+    monkeypatch.setattr(encoder, "Stream", small)
+    monkeypatch.setattr("nvembed_deploy.commands.encode._records", records)
+    assert main(["encode", str(tiny_artifact), "--text", "", "--out", str(tmp_path / name)]) == 0
+    assert most < 200, "of 500: tee keeps some dozens"
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_artifact: Path) -> None:
