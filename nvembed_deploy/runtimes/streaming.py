@@ -64,6 +64,7 @@ class Stream:
             float32 [texts of the window, D].
 
         Raises:
+            Exception: what `texts` raised, once the windows that were read whole are computed.
             ArtifactError: an embedding holds NaN or an infinity.
         """
         for window in self._windows(texts):
@@ -73,9 +74,14 @@ class Stream:
             yield rows_ND
 
     def _windows(self, texts: Iterable[str]) -> Iterator[_Window]:
+        """Prepare windows; where reading the texts fails, after those that were read whole."""
+        failures: list[Exception] = []
+        yield from self._ahead(_parts(texts, self.window_texts, failures))
+        for error in failures:
+            raise error
+
+    def _ahead(self, parts: Iterator[list[str]]) -> Iterator[_Window]:
         """Prepare windows, each while its predecessor is computed."""
-        rest = iter(texts)
-        parts = iter(lambda: list(islice(rest, self.window_texts)), [])
         first, part = next(parts, []), next(parts, [])
         if not part:  # a query: a thread would cost more than it hides
             if first:
@@ -114,6 +120,16 @@ class Stream:
     def _embed_batch(self, window: _Window, indices: list[int]) -> NDArray[np.float32]:
         batch = collate([window.tokens[i] for i in indices], self.pad_id)
         return self.runtime.embed(batch)
+
+
+def _parts(texts: Iterable[str], size: int, failures: list[Exception]) -> Iterator[list[str]]:
+    """Yield texts by `size`; an error of theirs ends them and is kept for later."""
+    rest = iter(texts)
+    try:
+        while part := list(islice(rest, size)):
+            yield part
+    except Exception as error:
+        failures.append(error)
 
 
 def _check_finite(rows_ND: NDArray[np.float32], start: int) -> None:

@@ -116,6 +116,18 @@ def test_an_error_in_tokenising_reaches_the_caller() -> None:
         list(make_stream(SumRuntime(), 2).embed(["1", "2", "3", "x"], lambda _n: None))
 
 
+@pytest.mark.parametrize(("read", "whole"), [(3, 0), (4, 4), (7, 4), (9, 8), (14, 12)])
+def test_windows_read_whole_come_before_the_error_of_a_generator(read: int, whole: int) -> None:
+    def failing() -> Iterator[str]:
+        yield from (str(i) for i in range(read))
+        raise OSError("the database went away")
+
+    windows, rows = make_stream(SumRuntime(), 4).embed(failing(), lambda _n: None), []
+    with pytest.raises(OSError, match="database"):
+        rows += (row for window in windows for row in window[:, 0])
+    assert rows == list(range(whole))
+
+
 def test_an_endless_generator_is_read_two_windows_ahead() -> None:
     taken = 0
 
