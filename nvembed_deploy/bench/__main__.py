@@ -151,8 +151,9 @@ def _plan(args: argparse.Namespace) -> Plan:
     from nvembed_deploy.bench.run import Plan
 
     ours = [replace(side, dtype=args.dtype) for side in own_sides(args.sides, args.runtime)]
-    sides = ours + [competitor(name) for name in args.against]
-    sides = [replace(side, device=args.device, threads=args.threads) for side in sides]
+    ours = [replace(side, device=args.device) for side in ours]
+    theirs = [replace(competitor(n), device=_device_of_theirs(args.device)) for n in args.against]
+    sides = [replace(side, threads=args.threads) for side in ours + theirs]
     return Plan(
         with_distinct_names(sides),
         checkpoint=_checkpoint(args, sides),
@@ -162,6 +163,14 @@ def _plan(args: argparse.Namespace) -> Plan:
         seed=args.seed,
         has_scaling=args.scaling,
     )
+
+
+def _device_of_theirs(device: str | None) -> str | None:
+    """Return the device by torch's name: TensorRT's providers are ONNX Runtime's devices."""
+    if device is None or not device.startswith("tensorrt"):
+        return device
+    _, _, number = device.partition(":")
+    return f"cuda:{number}" if number else "cuda"
 
 
 def _checkpoint(args: argparse.Namespace, sides: list[Side]) -> Path | None:

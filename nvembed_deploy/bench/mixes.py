@@ -65,6 +65,24 @@ class Mix:
         return list(groups.items())
 
 
+def check_mixes(names: Sequence[str]) -> None:
+    """Check the names of mixes, or read their files, before a model is loaded for them.
+
+    Raises:
+        InputError: there is no such mix, or two would have one name in tables.
+        RecipeError: a file cannot be read.
+    """
+    called = [_called(name) for name in names]
+    for name in names:
+        check_mix(name)
+        if called.count(_called(name)) > 1:
+            raise InputError(f"two mixes are called {_called(name)}", "rename the file of one")
+
+
+def _called(name: str) -> str:
+    return name if name in SHAPES or name == REAL else Path(name).stem
+
+
 def check_mix(name: str) -> None:
     """Check a mix's name, or read its file, before a model is loaded for it.
 
@@ -81,6 +99,19 @@ def check_mix(name: str) -> None:
         )
     for _ in read_texts(Path(name), "mix"):
         pass
+
+
+def check_fits(name: str, max_tokens: int) -> None:
+    """Check that a model takes texts as long as a mix's shortest.
+
+    Raises:
+        InputError: it does not.
+    """
+    if name in SHAPES and max_tokens < SHAPES[name].low + 1:
+        raise InputError(
+            f"the model takes {max_tokens} tokens, too few for the mix {name}",
+            f"leave {name} out of --mix",
+        )
 
 
 def make_mix(name: str, lengths: Lengths, max_tokens: int, seed: int = 0) -> Mix:
@@ -102,15 +133,12 @@ def make_mix(name: str, lengths: Lengths, max_tokens: int, seed: int = 0) -> Mix
     path = BUILT_IN if name == REAL else Path(name)
     texts = [Text(t.text, t.instruction) for t in read_texts(path, "mix")]
     random.Random(seed).shuffle(texts)
-    return Mix(REAL if name == REAL else path.stem, tuple(texts))
+    return Mix(_called(name), tuple(texts))
 
 
 def _cut(name: str, lengths: Lengths, max_tokens: int, seed: int) -> tuple[Text, ...]:
     shape = SHAPES[name]
-    if max_tokens < shape.low + 1:
-        raise InputError(
-            f"the model takes {max_tokens} tokens, too few for the mix {name}", "--mix"
-        )
+    check_fits(name, max_tokens)
     high = min(shape.high, max_tokens)
     texts = cut_texts((shape.low, high), shape.most_texts, lengths, seed)
     return tuple(Text(text, shape.instruction) for text in texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any
 
 from nvembed_deploy.bench.machine import gpu_bytes, machine, versions
 from nvembed_deploy.bench.measure import Effort, Note, Workers, measure_mix
-from nvembed_deploy.bench.mixes import DEFAULT, Lengths, check_mix, make_mix
+from nvembed_deploy.bench.mixes import DEFAULT, Lengths, check_fits, check_mixes, make_mix
 from nvembed_deploy.bench.process import WorkerProcess, start
 from nvembed_deploy.bench.report import MixNumbers, Report, SideStart, summarize
 from nvembed_deploy.bench.scaling import measure_scaling
 from nvembed_deploy.bench.side import Side
-from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.spec import ModelSpec, TextSpec
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,12 @@ def run_benchmark(plan: Plan, note: Note) -> Report:
         NVEmbedError: there is no such mix, or a side cannot be opened or fails; its name is in the
             message.
     """
-    for name in plan.mixes:
-        check_mix(name)
+    check_mixes(plan.mixes)
     before = machine()
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with ExitStack() as stack:
         sides = stack.enter_context(_with_weights(plan, note))
-        workers, starts = _start_all(sides, plan.starts, stack, note)
+        workers, starts = _start_all(replace(plan, sides=sides), stack, note)
         first = next(iter(starts.values())).facts
         spec = ModelSpec.from_dict(first["spec"])
         lengths = _counter(workers)
@@ -97,25 +96,37 @@ def _with_weights(plan: Plan, note: Note) -> Iterator[list[Side]]:
         yield [replace(s, path=folder) if s.needs_weights else s for s in plan.sides]
 
 
-def _start_all(
-    sides: list[Side], times: int, stack: ExitStack, note: Note
-) -> tuple[Workers, dict[str, _Start]]:
-    """Start every side `times` times, in turns; the last ones stay."""
+def _start_all(plan: Plan, stack: ExitStack, note: Note) -> tuple[Workers, dict[str, _Start]]:
+    """Start every side several times, in turns; the last ones stay.
+
+    Raises:
+        InputError: the first side's model cannot take texts as long as a mix's.
+    """
     workers: Workers = {}
-    starts = {side.name: _Start() for side in sides}
-    for number in range(times):
-        for side in sides:
+    starts = {side.name: _Start() for side in plan.sides}
+    text: TextSpec | None = None
+    for number in range(plan.starts):
+        for side in plan.sides:
             note(f"start {side.name}")
-            worker, opened = start(side)
+            worker, opened = start(side if text is None else side.told(text))
             seen = starts[side.name]
             seen.load.append(opened["load_seconds"])
             seen.cold.append(opened["cold_start_seconds"])
             seen.facts = opened["facts"]
-            if number < times - 1:
+            if number < plan.starts - 1:
                 worker.close()
             else:
                 workers[side.name] = stack.enter_context(worker)
+            text = text or _text_spec(plan.mixes, seen.facts)
     return workers, starts
+
+
+def _text_spec(mixes: Iterable[str], facts: dict[str, Any]) -> TextSpec:
+    """Return how the first side takes texts, which are long enough for all mixes."""
+    text = ModelSpec.from_dict(facts["spec"]).text
+    for name in mixes:
+        check_fits(name, text.max_tokens)
+    return text
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.spec import TextSpec
 
 OURS = "ours"
 COMPETITORS = {
@@ -35,6 +37,7 @@ class Side:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         threads: processor threads; None leaves the library its own choice.
         dtype: number format of ours where torch runs it; None is its own choice.
+        instruction_template: of a server, which is given whole texts: the first side's.
     """
 
     name: str
@@ -45,11 +48,16 @@ class Side:
     device: str | None = None
     threads: int | None = None
     dtype: str | None = None
+    instruction_template: str = TextSpec.instruction_template
 
     @property
     def needs_weights(self) -> bool:
         """Whether it is a competitor that runs the checkpoint's weights here."""
         return self.kind in COMPETITORS
+
+    def told(self, text: TextSpec) -> Self:
+        """Return it with what a server does not know of the model."""
+        return replace(self, instruction_template=text.instruction_template)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -106,9 +114,12 @@ def competitor(text: str) -> Side:
 
 
 def with_distinct_names(sides: list[Side]) -> list[Side]:
-    """Number the sides that share a name."""
-    named: list[Side] = []
+    """Number the sides that share a name, past names that are given."""
+    given, named = {side.name for side in sides}, dict[str, Side]()
     for side in sides:
-        taken = sum(other.name.partition(" #")[0] == side.name for other in named)
-        named.append(replace(side, name=f"{side.name} #{taken + 1}") if taken else side)
-    return named
+        names = (f"{side.name} #{number}" for number in count(2))
+        name = side.name
+        if name in named:
+            name = next(name for name in names if name not in named and name not in given)
+        named[name] = replace(side, name=name)
+    return list(named.values())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nvembed_deploy.bench.__main__ import main
+from nvembed_deploy.bench.__main__ import _device_of_theirs, main
+from nvembed_deploy.bench.mixes import SHAPES
+from tests import factories
 
 QUICK = ["--seconds", "0.01", "--starts", "1", "--threads", "1", "--device", "cpu"]
 
@@ -114,3 +117,26 @@ def test_the_gate_decides_the_exit_code(  # noqa: PLR0913, PLR0917 - fixtures
     shown = capsys.readouterr()
     assert "a than b" in shown.out
     assert ("below their floor" in shown.err) is bool(code)
+
+
+def test_a_model_too_short_for_a_mix_is_told_at_its_first_start(
+    tiny_artifact: Path, tiny_assembled: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    long = replace(SHAPES["long"], low=factories.TINY.text.max_tokens)
+    monkeypatch.setitem(SHAPES, "long", long)
+    words = [f"a={tiny_artifact}", f"b={tiny_assembled}", "--mix", "long", *QUICK]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "start a" in err
+    assert "start b" not in err
+    assert "fix: leave long out of --mix" in err
+
+
+@pytest.mark.parametrize(
+    ("device", "theirs"),
+    [(None, None), ("cpu", "cpu"), ("tensorrt", "cuda"), ("tensorrt-rtx:1", "cuda:1")],
+)
+def test_competitors_run_on_the_gpu_of_tensorrts_providers(
+    device: str | None, theirs: str | None
+) -> None:
+    assert _device_of_theirs(device) == theirs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nvembed_deploy.bench.mixes import DEFAULT, REAL, SHAPES, check_mix, make_mix
+from nvembed_deploy.bench.mixes import DEFAULT, REAL, SHAPES, check_mix, check_mixes, make_mix
 from nvembed_deploy.errors import InputError, RecipeError
 
 
@@ -85,3 +85,12 @@ def test_a_file_that_is_no_jsonl_is_refused(tmp_path: Path) -> None:
     for ask in (check_mix, lambda mix: make_mix(mix, lengths, 4096)):
         with pytest.raises(RecipeError, match=r"mix .*mine.jsonl, line 1"):
             ask(str(path))
+
+
+def test_mixes_that_would_share_a_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"text": "a"}')
+    check_mixes([str(path), "passages"])
+    for names in ([str(path), "queries"], ["long", "long"]):
+        with pytest.raises(InputError, match="two mixes are called"):
+            check_mixes(names)

@@ -26,6 +26,11 @@ def test_sides_of_one_name_are_numbered() -> None:
     assert [side.name for side in named] == ["a", "b", "a #2", "a #3"]
 
 
+def test_a_number_does_not_take_a_name_that_is_given() -> None:
+    named = with_distinct_names([Side("a #2"), Side("a"), Side("a"), Side("a #2")])
+    assert [side.name for side in named] == ["a #2", "a", "a #3", "a #2 #2"]
+
+
 def test_a_server_needs_an_address() -> None:
     assert competitor("tei=http://localhost:8080/").url == "http://localhost:8080"
     with pytest.raises(InputError, match="has no address"):

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from nvembed_deploy.bench.side import Side
 from nvembed_deploy.bench.subject import Subject
 from nvembed_deploy.errors import InputError
-from nvembed_deploy.spec import TextSpec
 
 _BATCH = 32
 """TEI's default limit of one request."""
@@ -53,7 +52,7 @@ def _subject(
     rows: Callable[[Any], list[list[float]]],
 ) -> Subject:
     def encode(texts: list[str], instruction: str) -> NDArray[np.float32]:
-        prefix = TextSpec.instruction_template.format(instruction=instruction)
+        prefix = side.instruction_template.format(instruction=instruction)
         whole = [prefix * bool(instruction) + text for text in texts]
         found: list[list[float]] = []
         for start in range(0, len(whole), _BATCH):

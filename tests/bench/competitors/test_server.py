@@ -14,6 +14,7 @@ import pytest
 from nvembed_deploy.bench.side import Side, competitor
 from nvembed_deploy.bench.subject import open_subject
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.spec import TextSpec
 
 
 def row(text: str) -> list[float]:
@@ -58,6 +59,8 @@ def test_rows_come_back_in_order_over_more_than_one_request(kind: str, address: 
 def test_the_instruction_is_written_before_the_text(address: str) -> None:
     rows_ND = open_subject(competitor(f"tei={address}")).encode(["cat"], "find")
     assert rows_ND[0, 0] == len("Instruct: find\nQuery: cat")
+    side = competitor(f"tei={address}").told(TextSpec(instruction_template="task: {instruction}: "))
+    assert open_subject(side).encode(["cat"], "find")[0, 0] == len("task: find: cat")
 
 
 @pytest.mark.parametrize("path", ["/nowhere", ""])
