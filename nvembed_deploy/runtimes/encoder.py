@@ -29,7 +29,7 @@ from nvembed_deploy.runtimes.progress import progress_bar
 from nvembed_deploy.runtimes.protocol import Runtime
 from nvembed_deploy.runtimes.streaming import Stream
 from nvembed_deploy.runtimes.whole import whole
-from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.spec import MIN_TOKENS, ModelSpec
 from nvembed_deploy.text import Tokenizer
 
 QUERY_PROMPT = "query"
@@ -173,8 +173,9 @@ class Encoder:
             InputError: an argument cannot be used, or, as it is reached, an input is no string.
             ArtifactError: an embedding is not finite.
         """
-        if isinstance(inputs, str):
-            raise InputError("inputs is one string", "pass a list or a generator of strings")
+        if isinstance(inputs, str) or not isinstance(inputs, Iterable):
+            what = "one string" if isinstance(inputs, str) else f"a {type(inputs).__name__}"
+            raise InputError(f"inputs is {what}", "pass a list or a generator of strings")
         prefix = self._prefix(prompt_name, prompt, instruction)
         stream = self._stream(prefix, batch_size, max_length)
         width, texts = self._width(truncate_dim), checked(inputs)
@@ -294,5 +295,6 @@ class Encoder:
             "max_length",
             max_length,
             "leave it out for as many as the model takes (text.max_tokens of its config)",
+            least=MIN_TOKENS,
             most=self.max_seq_length,
         )

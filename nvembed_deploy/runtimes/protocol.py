@@ -70,7 +70,8 @@ class RuntimeOptions:
         """Refuse what would be taken for something else.
 
         Raises:
-            InputError: the device is no string, or a number is none.
+            InputError: the device or a provider is no string, a number is none, or there is no
+                such number format.
         """
         if self.device is not None and not isinstance(self.device, str):
             raise InputError(
@@ -79,6 +80,16 @@ class RuntimeOptions:
             )
         if self.threads is not None:
             whole("threads", self.threads, "leave it out for all there are")
+        if self.max_batch_tokens is not None:
+            whole("max_batch_tokens", self.max_batch_tokens, "leave it out for the device's own")
+        if self.dtype is not None and self.dtype not in list(Precision):
+            known = ", ".join(Precision)
+            raise InputError(f"dtype is {self.dtype!r}, expected one of {known}", "correct it")
+        if isinstance(self.providers, str):
+            raise InputError(
+                f"providers is {self.providers!r}, expected a tuple of names",
+                f"write ({self.providers!r},)",
+            )
         whole("cuda_graphs", self.cuda_graphs, "write 0 for none", least=0)
 
 

@@ -213,8 +213,10 @@ def test_a_long_text_is_cut_to_max_length(encoder: Encoder) -> None:
 
 
 def test_a_max_length_beyond_the_model_is_refused(encoder: Encoder) -> None:
-    with pytest.raises(InputError, match="max_length is 65, expected a whole number from 1 to 64"):
+    with pytest.raises(InputError, match="max_length is 65, expected a whole number from 3 to 64"):
         encoder.encode("w1", max_length=65)
+    with pytest.raises(InputError, match="max_length is 2, expected a whole number from 3 to 64"):
+        encoder.encode("w1", max_length=2)
 
 
 @pytest.mark.parametrize(

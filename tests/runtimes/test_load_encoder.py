@@ -14,6 +14,7 @@ from nvembed_deploy import runtimes
 from nvembed_deploy.artifact import LAYOUT, update_parity
 from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
 from nvembed_deploy.runtimes import RUNTIMES, RuntimeOptions, load_encoder
+from nvembed_deploy.spec import Precision
 
 
 def test_auto_takes_onnx_where_it_is_installed(toy_artifact: Path) -> None:
@@ -98,6 +99,26 @@ def test_a_device_that_is_no_string_is_refused_and_not_passed_over(
 def test_threads_that_are_no_number_of_them_are_refused(threads: Any) -> None:
     with pytest.raises(InputError, match=f"threads is {threads!r}"):
         RuntimeOptions(threads=threads)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "int8"},
+        {"max_batch_tokens": 0},
+        {"max_batch_tokens": "5"},
+        {"providers": "CPUExecutionProvider"},
+    ],
+    ids=str,
+)
+def test_options_are_refused_before_a_model_is_loaded(options: Any) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=f"{name} is '?{options[name]}"):
+        RuntimeOptions(**options)
+
+
+def test_a_number_format_may_be_its_name() -> None:
+    assert RuntimeOptions(dtype="fp16").dtype == Precision.FP16  # type: ignore[arg-type]
 
 
 def test_a_manifest_nested_without_end_is_refused(toy_artifact: Path) -> None:
