@@ -38,13 +38,16 @@ def test_search_ranks_lines_and_reads_the_kept_embeddings(
     file = tmp_path / "lines.txt"
     file.write_text("\n\n".join(lines), encoding="utf-8")
     first = run("search.py", tiny_artifact, file, "does water boil?")
-    written = (tmp_path / "lines.txt.npy").stat().st_mtime_ns
+    (kept,) = tmp_path.glob("lines.txt.*.npy")
+    written = kept.stat().st_mtime_ns
     rows = [row.split("  ", 1) for row in first.splitlines()]
     assert len({line for _, line in rows} & set(lines)) == 5
     scores = [float(score) for score, _ in rows]
     assert scores == sorted(scores, reverse=True)
     assert run("search.py", tiny_artifact, file, "does water boil?") == first
-    assert (tmp_path / "lines.txt.npy").stat().st_mtime_ns == written
+    assert kept.stat().st_mtime_ns == written
+    file.write_text("one line\nanother", encoding="utf-8")
+    assert len(run("search.py", tiny_artifact, file, "does water boil?").splitlines()) == 2
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
