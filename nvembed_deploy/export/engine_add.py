@@ -6,19 +6,17 @@ not in the manifest is nobody's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact, record_engine
+from nvembed_deploy.artifact_lock import sole_writer
 from nvembed_deploy.engine_record import EngineRecord, Profile
-from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.export.engine import build_engine, engine_name, probe
 from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts, check_engine
 from nvembed_deploy.export.engine_profiles import choose_profiles
 from nvembed_deploy.export.formats import Code
-from nvembed_deploy.filelock import wait_for
 from nvembed_deploy.manifest import Manifest
 from nvembed_deploy.text import Tokenizer
 
@@ -95,19 +93,7 @@ def graph_facts(manifest: Manifest) -> GraphFacts:
 @contextmanager
 def _sole_compiler(path: Path) -> Iterator[None]:
     """Wait until no other process compiles into the artifact, and remove what a killed one left."""
-    engines = path / LAYOUT.engines
-    try:
-        engines.mkdir(exist_ok=True)
-        handle = os.open(engines / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise ArtifactError(
-            f"{engines} cannot be written: {error}",
-            "compile into a copy of the artifact that can be",
-        ) from error
-    try:
-        wait_for(handle)
-        for partial in engines.glob(".partial-*.plan"):
+    with sole_writer(path):
+        for partial in (path / LAYOUT.engines).glob(".partial-*.plan"):
             partial.unlink()
         yield
-    finally:
-        os.close(handle)

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvembed_deploy import cli
 from nvembed_deploy.errors import GateError, InputError, MissingPackageError
-from nvembed_deploy.parity import published
-from nvembed_deploy.parity.suite import (
-    BUILT_IN,
-    BUILT_IN_NAME,
-    count_texts,
-    count_words,
-    read_suite,
-)
+from nvembed_deploy.parity import published, screen
+from nvembed_deploy.parity.suite import BUILT_IN, BUILT_IN_NAME, read_suite
 from nvembed_deploy.spec import Precision
 
 if TYPE_CHECKING:
     from nvembed_deploy.parity.check import Tasks
     from nvembed_deploy.parity.side import Side
-    from nvembed_deploy.parity.subject import Advance
-    from nvembed_deploy.parity.verdict import Verdict
 
 _EXAMPLES = """examples:
   nvembed-deploy parity ./artifact --reference ./NV-Embed-v2
@@ -58,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="mteb task or benchmark (repeat)",
     )
-    parser.add_argument("--margin", type=float, help="most that a main score may be lower")
+    parser.add_argument("--margin", type=_margin, help="most that a main score may be lower")
     parser.add_argument("--runtime", default="auto", help="of the artifact (%(default)s)")
     parser.add_argument("--reference-runtime", default="auto", help="of the reference")
     parser.add_argument(
@@ -73,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", action="store_true", help="compare the states after each layer too"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the resampling (%(default)s)")
     parser.add_argument(
         "--scores", action="store_true", help="measure the artifact alone; no verdict"
     )
@@ -91,20 +83,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=parity)
 
 
+def _margin(text: str) -> float:
+    """Read --margin, as argparse calls it: scores are from 0 to 1."""
+    try:
+        margin = float(text)
+    except ValueError:
+        margin = math.nan
+    if not 0 <= margin <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 to 1")
+    return margin
+
+
+def _seed(text: str) -> int:
+    """Read --seed, as argparse calls it."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
+    return int(text)
+
+
 def parity(args: argparse.Namespace) -> None:
     """Run the command."""
+    _check_options(args)
     needed = ("mteb", "datasets", "scipy", *(["onnx"] if args.trace else []))
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise MissingPackageError(
             f"the parity check needs {', '.join(missing)}", "pip install 'nvembed-deploy[parity]'"
-        )
-    for path in (args.artifact, args.reference):
-        if path is not None and not path.exists():
-            raise InputError(f"{path} does not exist", "correct the path")
-    if args.reference is None and not args.scores:
-        raise InputError(
-            "no --reference was given", "name the checkpoint it was made of, or ask for --scores"
         )
     from nvembed_deploy.parity.check import Tasks
     from nvembed_deploy.parity.side import check_dtype
@@ -116,11 +120,32 @@ def parity(args: argparse.Namespace) -> None:
     suite = args.suite.resolve().name if args.suite else BUILT_IN_NAME
     tasks = Tasks(local, tuple(args.mteb), suite)
     if args.dry_run:
-        _describe(args, tasks)
+        screen.describe(tasks, "artifact" if args.scores else "artifact and reference")
     elif args.scores:
         _scores(args, tasks)
     else:
         _judge(args, tasks)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse paths that are not there, and options that would be for nothing."""
+    for path in (args.artifact, args.reference):
+        if path is not None and not path.exists():
+            raise InputError(f"{path} does not exist", "correct the path")
+    if args.reference is None and not args.scores:
+        raise InputError(
+            "no --reference was given", "name the checkpoint it was made of, or ask for --scores"
+        )
+    if args.scores and args.trace:
+        raise InputError(
+            "--trace compares with a reference, and --scores measures the artifact alone",
+            "leave one of them out",
+        )
+    if args.task and args.mteb and args.suite is None:
+        raise InputError(
+            "--task names tasks of a suite, and with --mteb and no --suite there is none",
+            "name the suite too, or leave --task out; --mteb takes a single task as well",
+        )
 
 
 def _check_reference(args: argparse.Namespace) -> None:
@@ -159,21 +184,26 @@ def _sides(args: argparse.Namespace) -> list[Side]:
 
 
 def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
+    from nvembed_deploy.parity.basis import check_unchanged, identity_of
     from nvembed_deploy.parity.check import DEFAULT_CACHE, Options, check_parity
     from nvembed_deploy.parity.report import record, write_report
 
     options = Options(args.cache or DEFAULT_CACHE, args.seed, args.margin, args.trace)
     candidate, reference = _sides(args)
+    measured = {side.path: identity_of(side.path) for side in (candidate, reference)}
     started = time.monotonic()
-    with _progress(2 * tasks.texts) as advance:
+    with screen.progress(2 * tasks.texts) as advance:
         verdict = check_parity(candidate, reference, tasks, options, advance)
+    for path, identity in measured.items():
+        check_unchanged(path, identity)
     if args.out is not None:
         write_report(args.out, verdict, candidate, reference, time.monotonic() - started)
-    recorded = not args.no_record and record(args.artifact, verdict)
+    summary = verdict.summary()
+    recorded = not args.no_record and record(args.artifact, summary, measured[args.artifact])
     if args.json:
-        cli.say(json.dumps(verdict.summary()))
+        cli.say(json.dumps(summary, allow_nan=False))
     else:
-        _print(verdict)
+        screen.show(verdict)
         if args.out is not None:
             cli.say(f"report: {args.out / 'report.html'}")
         if recorded:
@@ -187,51 +217,15 @@ def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
         )
 
 
-def _print(verdict: Verdict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"precision {verdict.precision}, margin {verdict.margins.score:g}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column("", min_width=3)
-    table.add_column("task", no_wrap=True)
-    for name in ("reference", "artifact", "difference", "95 %"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for task in verdict.tasks:
-        between = task.interval
-        table.add_row(
-            "[green]yes[/]" if task.passed else "[red]no[/]",
-            task.name,
-            f"{task.reference:.4f}",
-            f"{task.candidate:.4f}",
-            f"{task.difference:+.4f}",
-            f"{between.low:+.4f} .. {between.high:+.4f}" if between else "",
-        )
-    console = Console()
-    console.print(table)
-    found = verdict.embedding
-    console.print(
-        f"{found.texts} texts: cosine mean {found.mean_cosine:.6f}, min {found.min_cosine:.6f}; "
-        f"nearest ten agree {found.neighbours:.1%}, queries in the reference's index "
-        f"{found.cross_neighbours:.1%}\nbatch drift {found.batch_drift:.1e}, long text "
-        f"{found.long_cosine:.6f}"
-    )
-    if verdict.trace:
-        console.print("\n".join(verdict.trace.lines()), highlight=False)
-    answer = "[green]yes[/]: it may replace" if verdict.passed else "[red]no[/]: it may not replace"
-    console.print(f"{answer} the reference")
-    for note in verdict.basis.notes if verdict.basis else []:
-        console.print(f"note: {note}", highlight=False)
-
-
 def _scores(args: argparse.Namespace, tasks: Tasks) -> None:
     from nvembed_deploy.parity.check import DEFAULT_CACHE
     from nvembed_deploy.parity.mteb_encoder import local_task, named_tasks, run_task
     from nvembed_deploy.parity.side import open_subject
+    from nvembed_deploy.parity.verdict import finite
 
     side = _sides(args)[0]
     scores: dict[str, tuple[str, float]] = {}
-    with ExitStack() as stack, _progress(tasks.texts) as advance:
+    with ExitStack() as stack, screen.progress(tasks.texts) as advance:
         subject = open_subject("model", side, args.cache or DEFAULT_CACHE, stack)
         subject.advance = advance
         for task in [local_task(t) for t in tasks.local] + named_tasks(tasks.named):
@@ -240,7 +234,8 @@ def _scores(args: argparse.Namespace, tasks: Tasks) -> None:
     average = sum(score for _, score in scores.values()) / len(scores)
     if args.json:
         rows = {name: {"metric": m, "score": round(s, 6)} for name, (m, s) in scores.items()}
-        cli.say(json.dumps({"tasks": rows, "average": round(average, 6)}))
+        found = finite({"tasks": rows, "average": round(average, 6)})
+        cli.say(json.dumps(found, allow_nan=False))
         return
     for name, (metric, score) in scores.items():
         cli.say(f"{name:<32} {metric:<16} {score:.4f}")
@@ -248,44 +243,6 @@ def _scores(args: argparse.Namespace, tasks: Tasks) -> None:
     if args.published:
         known = {name: score for name, (_, score) in scores.items()}
         cli.say("\n".join(["", *published.compare(known, args.published)]))
-
-
-def _describe(args: argparse.Namespace, tasks: Tasks) -> None:
-    for task in tasks.local:
-        cli.say(
-            f"{task.name:<32} {task.kind:<20} {count_texts(task):>7,} texts  "
-            f"instruction: {task.instruction or '(none)'}"
-        )
-    for name in tasks.named:
-        cli.say(f"{name:<32} by mteb's name: fetched when it is run")
-    words = sum(count_words(task) for task in tasks.local)
-    sides = "artifact" if args.scores else "artifact and reference"
-    cli.say(f"{tasks.texts:,} texts, about {words * 3 // 2:,} tokens, on {sides}")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("texts"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        task = bars.add_task("", total=total or None)
-        yield lambda count: bars.advance(task, count)
 
 
 def main(argv: list[str] | None = None) -> int:

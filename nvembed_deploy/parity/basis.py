@@ -11,9 +11,11 @@ from typing import Any
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact
 from nvembed_deploy.checkpoint import open_checkpoint
+from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.export.provenance import source_of
 from nvembed_deploy.manifest import Manifest
 from nvembed_deploy.parity.suite import LocalTask
+from nvembed_deploy.stamps import stamps_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,42 @@ def reference_facts(path: Path) -> dict[str, Any]:
     name = {"name": path.resolve().name}
     if manifest is None:
         return name | {"kind": "checkpoint", "sha256": source_of(open_checkpoint(path))["sha256"]}
-    files = {n: record.sha256 for n, record in manifest.files.items() if n not in manifest.engines}
-    return name | {"kind": "artifact", "linears": manifest.linears, "sha256": files}
+    return name | {"kind": "artifact", "linears": manifest.linears, "sha256": _hashes(manifest)}
+
+
+def identity_of(path: Path) -> dict[str, Any]:
+    """Return what tells whether an artifact or a checkpoint is still the one that it was, by file.
+
+    Of an artifact the sha256, but not of engines, which may be compiled meanwhile; of a checkpoint
+    size and time.
+    """
+    manifest = manifest_of(path)
+    if manifest is not None:
+        return _hashes(manifest)
+    return stamps_of(open_checkpoint(path))
+
+
+def check_unchanged(path: Path, measured: Mapping[str, Any]) -> None:
+    """Refuse to say of one model what was measured of another that lay in the same place.
+
+    Args:
+        path: an artifact or a checkpoint.
+        measured: its `identity_of` before it was measured.
+
+    Raises:
+        ArtifactError: it was replaced or changed since.
+    """
+    found = identity_of(path)
+    changed = sorted(n for n in found.keys() | measured if found.get(n) != measured.get(n))
+    if changed:
+        raise ArtifactError(
+            f"{path} was replaced while it was measured: {', '.join(changed)} differ",
+            "measure it again, and let nothing write it meanwhile",
+        )
+
+
+def _hashes(manifest: Manifest) -> dict[str, str]:
+    return {n: record.sha256 for n, record in manifest.files.items() if n not in manifest.engines}
 
 
 def quantized_note(reference: Path) -> str:

@@ -32,20 +32,24 @@ class Interval:
 def paired_interval(candidate: Items, reference: Items, seed: int = 0) -> Interval:
     """Return the two-sided interval of the difference of scores.
 
+    Items are drawn within their subset: a score is the mean over subsets, however large each is.
+
     Raises:
         ValueError: the two do not have the same items.
     """
-    count = len(reference.values)
-    if len(candidate.values) != count:
-        raise ValueError(f"{len(candidate.values)} items against {count}")
+    counts, others = ([len(part.values) for part in side.parts] for side in (reference, candidate))
+    if counts != others:
+        raise ValueError(f"{others} items against {counts}")
     generator = np.random.default_rng(seed)
     differences = []
     for _ in range(RESAMPLES // _BLOCK):
-        places_RN = generator.integers(0, count, (_BLOCK, count))
-        differences.append(
-            candidate.statistic(candidate.values, places_RN)
-            - reference.statistic(reference.values, places_RN)
-        )
+        differences.append(np.zeros(_BLOCK))
+        for ours, theirs in zip(candidate.parts, reference.parts, strict=True):
+            count = len(theirs.values)
+            places_RN = generator.integers(0, count, (_BLOCK, count))
+            differences[-1] += (
+                ours.statistic(ours.values, places_RN) - theirs.statistic(theirs.values, places_RN)
+            ) / len(counts)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(np.concatenate(differences), [tail, 100 - tail])
-    return Interval(float(low), float(high), count, candidate.unit)
+    return Interval(float(low), float(high), sum(counts), candidate.unit)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.parity.scores import spearman_of
+from nvembed_deploy.parity.statistic import spearman_of
 from nvembed_deploy.parity.subject import Subject, Text
 
 Rows = NDArray[np.float32]

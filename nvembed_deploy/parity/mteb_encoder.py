@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mteb.abstasks import (
     AbsTaskRetrieval,
     AbsTaskSTS,
 )
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.text.summarization import AbsTaskSummarization
 from mteb.models import ModelMeta
 from mteb.types import PromptType
@@ -33,9 +35,10 @@ from numpy.typing import NDArray
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.parity.instructions import V2_INSTRUCTIONS
+from nvembed_deploy.parity.local_data import dataset_of
 from nvembed_deploy.parity.scores import TaskRun
 from nvembed_deploy.parity.subject import Subject
-from nvembed_deploy.parity.suite import SPLITS, LocalTask
+from nvembed_deploy.parity.suite import LocalTask
 
 datasets.disable_progress_bars()
 
@@ -143,7 +146,7 @@ def local_task(task: LocalTask) -> AbsTask:
     )
 
     def load_data(self: Any, *_: Any, **__: Any) -> None:  # noqa: ANN401 - mteb's signature
-        self.dataset = _DATASETS[task.kind](task)
+        self.dataset = dataset_of(task, _SPLIT)
         self.data_loaded = True
 
     attributes: dict[str, Any] = {"metadata": metadata, "load_data": load_data}
@@ -175,66 +178,6 @@ def _resampling(num_texts: int) -> dict[str, Any]:
     }
 
 
-def _retrieval(task: LocalTask) -> dict[str, Any]:
-    tables = task.tables
-    corpus = [
-        {"id": r["_id"], "title": r.get("title") or "", "text": r["text"]} for r in tables["corpus"]
-    ]
-    queries = [{"id": r["_id"], "text": r["text"]} for r in tables["queries"]]
-    relevant: dict[str, dict[str, int]] = {}
-    for row in tables["qrels"]:
-        relevant.setdefault(row["query"], {})[row["document"]] = row["score"]
-    ranked = {r["query-id"]: r["corpus-ids"] for r in tables.get("top_ranked", [])}
-    split = {
-        "corpus": datasets.Dataset.from_list(corpus),
-        "queries": datasets.Dataset.from_list([q for q in queries if q["id"] in relevant]),
-        "relevant_docs": relevant,
-        "top_ranked": ranked or None,
-    }
-    return {"default": {_SPLIT: split}}
-
-
-def _pairs(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
-    rows = [
-        {"sentence1": r["sentence1"], "sentence2": r["sentence2"]}
-        | ({"score": float(r["score"])} if task.kind == "sts" else {"labels": r["label"]})
-        for r in task.tables["pairs"]
-    ]
-    return datasets.DatasetDict({_SPLIT: datasets.Dataset.from_list(rows)})
-
-
-def _labeled(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
-    rows = task.tables["labeled"]
-    numbers = {label: n for n, label in enumerate(sorted({r["label"] for r in rows}))}
-    splits = {
-        split: [
-            {"text": r["text"], "label": numbers[r["label"]]} for r in rows if r["split"] == split
-        ]
-        for split in SPLITS
-    }
-    return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in splits.items()})
-
-
-def _clustered(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
-    rows = [{"sentences": r["text"], "labels": r["label"]} for r in task.tables["data"]]
-    return datasets.DatasetDict({_SPLIT: datasets.Dataset.from_list(rows)})
-
-
-def _summaries(task: LocalTask) -> Any:  # noqa: ANN401 - a DatasetDict
-    return datasets.DatasetDict({_SPLIT: datasets.Dataset.from_list(task.tables["summaries"])})
-
-
-_DATASETS = {
-    "retrieval": _retrieval,
-    "reranking": _retrieval,
-    "sts": _pairs,
-    "pair_classification": _pairs,
-    "classification": _labeled,
-    "clustering": _clustered,
-    "summarization": _summaries,
-}
-
-
 def named_tasks(names: Iterable[str]) -> list[AbsTask]:
     """Return mteb's tasks by their names, or those of a benchmark: MTEB(eng, v2).
 
@@ -263,6 +206,8 @@ def _tasks_of(name: str) -> list[AbsTask]:
 
 def run_task(task: AbsTask, subject: Subject) -> TaskRun:
     """Evaluate a subject on a task through mteb; return its main score and predictions."""
+    if isinstance(task, AbsTaskAggregate):
+        return _joined(task, [run_task(part, subject) for part in task.tasks])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as folder:
         result = mteb.evaluate(
@@ -277,6 +222,9 @@ def run_task(task: AbsTask, subject: Subject) -> TaskRun:
         files = list(Path(folder).rglob("*_predictions.json"))
         predictions = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
     task.load_data()  # mteb drops the data after a run; the truth of each item is needed
+    if isinstance(task, AbsTaskRetrieval):
+        task.convert_v1_dataset_format_to_v2(None)
+    predictions.pop("mteb_model_meta", None)
     return TaskRun(
         name=task.metadata.name,
         kind=task.metadata.type,
@@ -284,6 +232,42 @@ def run_task(task: AbsTask, subject: Subject) -> TaskRun:
         instruction=instruction_of(task.metadata, None),
         score=float(result.get_score()),
         scores=result.scores,
-        predictions={k: v for k, v in predictions.items() if k != "mteb_model_meta"},
+        predictions=_as_judged(task, predictions),
         dataset=task.dataset,
     )
+
+
+def _joined(task: AbsTask, runs: list[TaskRun]) -> TaskRun:
+    """Return tasks that mteb scores by their mean, as CQADupstack's forums, as one's subsets."""
+    scores: dict[str, list[dict[str, Any]]] = {}
+    predictions, data = {}, {}
+    for run in runs:
+        for split, subsets in run.scores.items():
+            for found in subsets:
+                name = f"{run.name}/{found['hf_subset']}"
+                scores.setdefault(split, []).append({**found, "hf_subset": name})
+                predictions[name] = run.predictions.get(found["hf_subset"], {})
+                data[name] = run.dataset.get(found["hf_subset"], run.dataset)
+    return replace(
+        runs[0],
+        name=task.metadata.name,
+        metric=task.metadata.main_score,
+        score=float(np.mean([run.score for run in runs])),
+        scores=scores,
+        predictions=predictions,
+        dataset=data,
+    )
+
+
+def _as_judged(task: AbsTask, predictions: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of rankings what mteb does once they are saved: a query itself, or the first."""
+    if not isinstance(task, AbsTaskRetrieval):
+        return predictions
+    for splits in predictions.values():
+        for found in splits.values():
+            for query, scores in found.items():
+                if task.ignore_identical_ids:
+                    scores.pop(query, None)
+                if task.skip_first_result and scores:
+                    del scores[max(scores, key=scores.__getitem__)]
+    return predictions

@@ -5,23 +5,36 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nvembed_deploy.artifact import LAYOUT, hash_file, update_parity
-from nvembed_deploy.parity.basis import manifest_of, reference_facts
+from nvembed_deploy.artifact import LAYOUT, hash_file, is_artifact, update_parity
+from nvembed_deploy.artifact_lock import sole_writer
+from nvembed_deploy.parity.basis import check_unchanged, manifest_of, reference_facts
 from nvembed_deploy.parity.report_html import render
 from nvembed_deploy.parity.side import Side
-from nvembed_deploy.parity.verdict import Verdict
+from nvembed_deploy.parity.verdict import Verdict, finite
 from nvembed_deploy.parity.versions import COMPUTING, MEASURING, versions
 
 
-def record(artifact: Path, verdict: Verdict) -> bool:
-    """Write the verdict into an artifact's manifest; False for a checkpoint, which has none."""
-    if manifest_of(artifact) is None:
+def record(artifact: Path, summary: dict[str, Any], measured: Mapping[str, Any]) -> bool:
+    """Write a verdict into an artifact's manifest; False for a checkpoint, which has none.
+
+    Args:
+        artifact: what was measured.
+        summary: the verdict's.
+        measured: the artifact's `identity_of` before it was measured.
+
+    Raises:
+        ArtifactError: another artifact lies there now.
+    """
+    if not is_artifact(artifact):
         return False
-    update_parity(artifact, verdict.summary())
+    with sole_writer(artifact):
+        check_unchanged(artifact, measured)
+        update_parity(artifact, summary)
     return True
 
 
@@ -37,7 +50,7 @@ def write_report(
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in (
-        ("report.json", json.dumps(report, indent=2) + "\n"),
+        ("report.json", json.dumps(finite(report), indent=2, allow_nan=False) + "\n"),
         ("report.html", render(verdict, report)),
     ):
         partial = out / f"{name}.partial"

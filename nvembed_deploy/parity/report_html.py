@@ -78,16 +78,21 @@ def _tasks(verdict: Verdict) -> Iterator[str]:
         yield (
             f"<tr><td>{escape(task.name)}</td><td>{escape(task.metric)}</td>"
             f"<td class='n'>{task.reference:.4f}</td><td class='n'>{task.candidate:.4f}</td>"
-            f"<td class='n'{tone}>{task.difference:+.4f}</td>"
+            f"<td class='n'{tone}>{task.difference:+.4f}{_alone(task)}</td>"
             f"<td class='soft'>{escape(task.instruction or '(none)')}</td></tr>"
         )
     yield "</table>"
 
 
+def _alone(task: TaskParity) -> str:
+    return "" if task.interval else "<div class='soft'>no interval</div>"
+
+
 def _bars(verdict: Verdict) -> str:
     """Draw each task's difference with its interval, and the margin as the line not to cross."""
     margin = verdict.margins.score
-    ends = [abs(e) for t in verdict.tasks for e in _ends(t)]
+    tasks = [task for task in verdict.tasks if task.is_defined]
+    ends = [abs(e) for t in tasks for e in _ends(t)]
     scale = 1.25 * max([*ends, margin])
     left, right = 230, _WIDTH - 20
     middle, half = (left + right) / 2, (right - left) / 2
@@ -95,14 +100,14 @@ def _bars(verdict: Verdict) -> str:
     def x(value: float) -> float:
         return middle + half * value / scale
 
-    height = _ROW * len(verdict.tasks) + 40
+    height = _ROW * len(tasks) + 40
     parts = [
         f"<svg viewBox='0 0 {_WIDTH} {height}' role='img' aria-label='differences by task'>",
         f"<rect x='{x(-margin):.1f}' y='8' width='{x(margin) - x(-margin):.1f}' "
         f"height='{height - 36}' fill='var(--band)'/>",
         f"<line x1='{middle}' x2='{middle}' y1='8' y2='{height - 28}' stroke='var(--line)'/>",
     ]
-    for row, task in enumerate(verdict.tasks):
+    for row, task in enumerate(tasks):
         y = 8 + _ROW * row + _ROW / 2
         low, high = _ends(task)
         tone = "var(--bar)" if task.passed else "var(--bad)"

@@ -6,17 +6,28 @@ taken from mteb's own predictions, and their statistic is mteb's main score agai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
-Statistic = Callable[[Values, NDArray[np.int64]], Values]
-"""Given values [N] or [N, 2] and resampled places [R, N]: the score of each resample, [R]."""
-_CUT = 10
+from nvembed_deploy.parity.ranking import worth_of
+from nvembed_deploy.parity.statistic import (
+    Statistic,
+    Values,
+    average_precision_of,
+    best_accuracy_of,
+    macro_f1_of,
+    mean_of,
+    spearman_of,
+)
+
+_LEAST_DRAWN = 10
+"""Fewest resamples or sets whose spread says anything: mteb draws as many."""
+_ROUNDED = 1e-3
+"""How far a main score may be from its items' statistic. mteb rounds to 5 decimals; a metric that
+takes the best of several similarities may be of another than the cosine."""
 
 
 @dataclass(frozen=True)
@@ -34,48 +45,87 @@ class TaskRun:
 
 
 @dataclass(frozen=True)
-class Items:
-    """Values of a task's items, and how they make its score. `unit` says what an item is.
+class Part:
+    """Values of a subset's items, and how they make its score. `unit` says what an item is.
 
-    `texts`, where the values are resamples, is how many texts were resampled.
+    `num_judged`, where not all of the values are something judged, is how many things are: texts
+    of which the values are resamples, or queries that have a relevant document.
     """
 
     values: Values
     statistic: Statistic
     unit: str
-    texts: int | None = None
+    num_judged: int | None = None
+
+
+@dataclass(frozen=True)
+class Items:
+    """All that a task's score rests on: the mean over subsets, as mteb's is."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def unit(self) -> str:
+        """What an item is."""
+        return self.parts[0].unit
+
+    @property
+    def num_values(self) -> int:
+        """How many values are resampled."""
+        return sum(len(part.values) for part in self.parts)
 
     @property
     def count(self) -> int:
         """How many things were judged: however often a few are resampled, they stay few."""
-        return len(self.values) if self.texts is None else self.texts
+        return sum(
+            len(part.values) if part.num_judged is None else part.num_judged for part in self.parts
+        )
+
+    @property
+    def score(self) -> float:
+        """The statistic of all items."""
+        scores = [p.statistic(p.values, np.arange(len(p.values))[None])[0] for p in self.parts]
+        return float(np.mean(scores))
 
     @property
     def described(self) -> str:
         """The number of values, in words."""
-        drawn = "" if self.texts is None else f" of {self.texts} texts"
-        return f"{len(self.values)} {self.unit}{drawn}"
+        if self.unit in _DRAWN:
+            return f"{self.num_values} {self.unit} of {self.count} texts"
+        return f"{self.count} {self.unit}"
+
+
+_DRAWN = {"resamples", "sets"}
+"""Units that are many texts each."""
 
 
 def items_of(run: TaskRun) -> Items | None:
-    """Return the items behind a score; None for a kind of task whose predictions are not known."""
+    """Return the items behind a score; None where its metric, or mteb's data, are not known here.
+
+    So they are, too, where the items' statistic is not the score: an interval would be of something
+    else.
+    """
     read = _READERS.get(run.kind)
-    if read is None or not run.predictions:
+    if read is None:
         return None
-    parts = [
-        read(run, split, run.predictions[subset][split], _data(run.dataset, subset))
-        for subset in run.predictions
-        for split in run.predictions[subset]
-    ]
-    if any(part.unit != parts[0].unit for part in parts):
+    parts = []
+    try:
+        for split, subsets in run.scores.items():
+            for scores in subsets:
+                subset = scores["hf_subset"]
+                rows = _data(run.dataset, subset)[split]
+                parts.append(read(run.metric, scores, run.predictions[subset][split], rows))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None  # a task of mteb's with columns of its own
+    known = [part for part in parts if part is not None and len(part.values)]
+    if not known or len(known) < len(parts):
         return None
-    texts = None if parts[0].texts is None else sum(part.texts or 0 for part in parts)
-    values = np.concatenate([part.values for part in parts])
-    return Items(values, parts[0].statistic, parts[0].unit, texts)
+    items = Items(tuple(known))
+    return items if abs(items.score - run.score) <= _ROUNDED else None
 
 
 def count_rows(run: TaskRun) -> int:
-    """Return how many rows of data a score rests on; 0 where they cannot be counted."""
+    """Return how many texts or queries a score rests on; 0 where they cannot be counted."""
     try:
         return sum(
             _num_rows(_data(run.dataset, found["hf_subset"])[split])
@@ -87,121 +137,97 @@ def count_rows(run: TaskRun) -> int:
 
 
 def _num_rows(rows: Any) -> int:  # noqa: ANN401 - a Dataset, or the tables of a retrieval
-    return len(rows["queries"] if isinstance(rows, dict) else rows)
+    if isinstance(rows, dict):
+        return sum(map(_has_relevant, rows["relevant_docs"].values()))
+    return sum(_num_texts(row) for row in rows)
+
+
+def _num_texts(row: dict[str, Any]) -> int:
+    """Return how many texts or pairs are in a row: of mteb's older data there are many in one."""
+    found = row.get("sentences", row.get("sentence1", row.get("sent1")))
+    return len(found) if isinstance(found, list) else 1
+
+
+def _has_relevant(truth: dict[str, int]) -> bool:
+    return any(gain > 0 for gain in truth.values())
 
 
 def _data(dataset: Any, subset: str) -> Any:  # noqa: ANN401 - mteb's nesting
     return dataset.get(subset, dataset)
 
 
-def mean_of(values: Values, places_RN: NDArray[np.int64]) -> Values:
-    """Score resamples by their mean."""
-    means: Values = values[places_RN].mean(axis=1)
-    return means
+Reader = Callable[[str, Any, Any, Any], Part | None]
+"""Given a metric, mteb's scores of a subset, its predictions and its rows: the values."""
 
 
-def spearman_of(values: Values, places_RN: NDArray[np.int64]) -> Values:
-    """Score resamples of (prediction, truth) by Spearman's rank correlation."""
-    from scipy.stats import rankdata
-
-    drawn_RN2 = values[places_RN]
-    ranks_RN2 = np.stack([rankdata(drawn_RN2[..., i], axis=1) for i in range(2)], axis=-1)
-    centred = ranks_RN2 - ranks_RN2.mean(axis=1, keepdims=True)
-    spread_R = np.sqrt((centred[..., 0] ** 2).sum(1) * (centred[..., 1] ** 2).sum(1))
-    products_R = (centred[..., 0] * centred[..., 1]).sum(1)
-    return _divided(products_R, spread_R)
-
-
-def average_precision_of(values: Values, places_RN: NDArray[np.int64]) -> Values:
-    """Score resamples of (prediction, 0 or 1) by average precision."""
-    drawn_RN2 = values[places_RN]
-    order_RN = np.argsort(-drawn_RN2[..., 0], axis=1, kind="stable")
-    hit_RN = np.take_along_axis(drawn_RN2[..., 1], order_RN, axis=1)
-    precision_RN = hit_RN.cumsum(1) / np.arange(1, hit_RN.shape[1] + 1)
-    count_R = hit_RN.sum(1)
-    total_R = (precision_RN * hit_RN).sum(1)
-    return _divided(total_R, count_R)
-
-
-def _divided(above: Values, below: Values) -> Values:
-    quotient: Values = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-    return quotient
-
-
-def _retrieval(run: TaskRun, split: str, predicted: Any, data: Any) -> Items:  # noqa: ANN401
-    relevant = data[split]["relevant_docs"]
-    worth = _ndcg if run.metric.startswith("ndcg") else _precision
+def _retrieval(metric: str, _: Any, predicted: Any, rows: Any) -> Part | None:  # noqa: ANN401
+    worth = worth_of(metric)
+    if worth is None:
+        return None
+    relevant = rows["relevant_docs"]
     values = [worth(predicted.get(query, {}), truth) for query, truth in relevant.items()]
-    return Items(np.array(values), mean_of, "queries")
+    num_judged = sum(map(_has_relevant, relevant.values()))
+    return Part(np.array(values, np.float64), mean_of, "queries", num_judged)
 
 
-def _ranked(found: dict[str, float], truth: dict[str, int]) -> list[int]:
-    """Return gains in the order found; ties by name, as trec_eval breaks them."""
-    names = sorted(found, key=lambda name: (found[name], name), reverse=True)
-    return [truth.get(name, 0) for name in names]
+def _sts(_: str, __: Any, predicted: Any, rows: Any) -> Part:  # noqa: ANN401
+    truth = np.array(rows["score"], np.float64)
+    values = np.stack([np.array(predicted["cosine_scores"], np.float64), truth], axis=-1)
+    return Part(values, spearman_of, "pairs")
 
 
-def _ndcg(found: dict[str, float], truth: dict[str, int]) -> float:
-    gains = _ranked(found, truth)[:_CUT]
-    ideal = sorted(truth.values(), reverse=True)[:_CUT]
-    best = _discounted(ideal)
-    return _discounted(gains) / best if best else 0.0
-
-
-def _discounted(gains: Sequence[int]) -> float:
-    return float(sum(gain / np.log2(place + 2) for place, gain in enumerate(gains)))
-
-
-def _precision(found: dict[str, float], truth: dict[str, int]) -> float:
-    hits, total = 0, 0.0
-    for place, gain in enumerate(_ranked(found, truth), 1):
-        if gain > 0:
-            hits += 1
-            total += hits / place
-    return total / max(sum(gain > 0 for gain in truth.values()), 1)
-
-
-def _sts(_: TaskRun, split: str, predicted: Any, data: Any) -> Items:  # noqa: ANN401
-    truth = np.array(data[split]["score"], np.float64)
-    return Items(
-        np.stack([np.array(predicted["cosine_scores"]), truth], axis=-1), spearman_of, "pairs"
+def _pairs(metric: str, _: Any, predicted: Any, rows: Any) -> Part | None:  # noqa: ANN401
+    statistic = {"ap": average_precision_of, "accuracy": best_accuracy_of}.get(
+        metric.removeprefix("max_").removeprefix("cosine_")
     )
-
-
-def _pair(_: TaskRun, split: str, predicted: Any, data: Any) -> Items:  # noqa: ANN401
-    rows = data[split]
+    if statistic is None:
+        return None
     columns = rows.column_names if hasattr(rows, "column_names") else list(rows)
     truth = np.array(rows["labels" if "labels" in columns else "label"], np.float64).ravel()
     found = np.array(predicted["cosine_scores"], np.float64).ravel()
-    return Items(np.stack([found, truth], axis=-1), average_precision_of, "pairs")
+    return Part(np.stack([found, truth], axis=-1), statistic, "pairs")
 
 
-def _classification(_: TaskRun, split: str, predicted: Any, data: Any) -> Items:  # noqa: ANN401
-    truth_N = np.array(data[split]["label"])
-    right_EN = np.array([np.array(p) == truth_N for p in predicted], np.float64)
-    return Items(right_EN.mean(axis=0), mean_of, "examples")
+def _classification(metric: str, _: Any, predicted: Any, rows: Any) -> Part | None:  # noqa: ANN401
+    truth_N = np.array(rows["label"])
+    predicted_NE = np.array(predicted).T
+    if metric == "accuracy":
+        right_NE = np.equal(predicted_NE, truth_N[:, None]).astype(np.float64)
+        return Part(right_NE.mean(axis=1), mean_of, "examples")
+    if metric != "f1":
+        return None
+    both = np.concatenate([truth_N[:, None], predicted_NE], axis=1)
+    _, codes = np.unique(both, return_inverse=True)
+    return Part(codes.reshape(both.shape).astype(np.float64), macro_f1_of, "examples")
 
 
-def _clustering(run: TaskRun, split: str, _: Any, data: Any) -> Items:  # noqa: ANN401
-    """Return the V-measures of mteb's seeded resamples, which are the same for both models."""
-    levels = run.scores[split][0]["v_measures"]
-    values = np.concatenate([np.array(v) for v in levels.values()])
-    return Items(values, mean_of, "resamples", len(data[split]))
+def _clustering(metric: str, scores: Any, _: Any, rows: Any) -> Part | None:  # noqa: ANN401
+    """Return the V-measures of mteb's seeded resamples, which are the same for both models.
+
+    Of mteb's older tasks they are of the sets that its data are divided into.
+    """
+    found = scores["v_measures" if metric == "v_measure" else f"{metric}_scores"]
+    drawn = list(found.values()) if isinstance(found, dict) else [found]
+    values = np.concatenate([np.array(v, np.float64) for v in drawn])
+    if len(values) < _LEAST_DRAWN:
+        return None
+    unit = "resamples" if isinstance(found, dict) else "sets"
+    return Part(values, mean_of, unit, _num_rows(rows))
 
 
-def _summarization(_: TaskRun, __: str, predicted: Any, ___: Any) -> Items:  # noqa: ANN401
+def _summarization(_: str, __: Any, predicted: Any, ___: Any) -> Part:  # noqa: ANN401
     values = []
     for found, truth in zip(predicted["cosine_scores"], predicted["human_scores"], strict=True):
         pairs = np.stack([np.array(found, float), np.array(truth, float)], axis=-1)
         values.append(float(spearman_of(pairs, np.arange(len(pairs))[None])[0]))
-    return Items(np.array(values), mean_of, "texts")
+    return Part(np.array(values), mean_of, "texts")
 
 
-_READERS: dict[str, Callable[[TaskRun, str, Any, Any], Items]] = {
+_READERS: dict[str, Reader] = {
     "Retrieval": _retrieval,
     "Reranking": _retrieval,
     "STS": _sts,
-    "PairClassification": _pair,
+    "PairClassification": _pairs,
     "Classification": _classification,
     "Clustering": _clustering,
     "Summarization": _summarization,

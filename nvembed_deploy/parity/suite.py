@@ -3,25 +3,29 @@
 `task.json` says `name`, `type` and `instruction`; the texts lie beside it as JSON lines:
 corpus.jsonl, queries.jsonl, qrels.tsv (retrieval; reranking also top_ranked.jsonl), pairs.jsonl
 (sts: score; pair_classification: label 0 or 1), labeled.jsonl (classification), data.jsonl
-(clustering), summaries.jsonl (summarization).
+(clustering), summaries.jsonl (summarization). `suite_rows.py` reads them, by line, and
+`suite_rules.py` looks at them together.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.artifact import hash_file
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.parity.suite_rows import KINDS, Tables, read_tables
+from nvembed_deploy.parity.suite_rules import check_tables
+from nvembed_deploy.text import fault_of
 
 BUILT_IN = Path(__file__).parent / "suite"
 BUILT_IN_NAME = "built-in"
-SPLITS = ("train", "test")
-Rows = list[dict[str, Any]]
+_NAME_BYTES = 200
+"""Longest name of a task: mteb calls a file so, and adds 17."""
 
 
 @dataclass(frozen=True)
@@ -31,64 +35,38 @@ class LocalTask:
     name: str
     kind: str
     instruction: str
-    tables: dict[str, Rows]
+    tables: Tables
     sha256: str
-
-
-@dataclass(frozen=True)
-class _Table:
-    stem: str
-    columns: dict[str, type | tuple[type, ...]]
-    key: str = ""
-    """A column whose values differ from row to row."""
-    allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """The only values of a column."""
-
-
-_TEXT_ID: dict[str, type | tuple[type, ...]] = {"_id": str, "text": str}
-_RETRIEVAL = (_Table("corpus", _TEXT_ID, "_id"), _Table("queries", _TEXT_ID, "_id"))
-_NUMBER = (int, float)
-KINDS: dict[str, tuple[_Table, ...]] = {
-    "retrieval": _RETRIEVAL,
-    "reranking": (
-        *_RETRIEVAL,
-        _Table("top_ranked", {"query-id": str, "corpus-ids": list}, "query-id"),
-    ),
-    "sts": (_Table("pairs", {"sentence1": str, "sentence2": str, "score": _NUMBER}),),
-    "pair_classification": (
-        _Table(
-            "pairs", {"sentence1": str, "sentence2": str, "label": int}, allowed={"label": (0, 1)}
-        ),
-    ),
-    "classification": (
-        _Table("labeled", {"text": str, "label": str, "split": str}, allowed={"split": SPLITS}),
-    ),
-    "clustering": (_Table("data", {"text": str, "label": str}),),
-    "summarization": (
-        _Table(
-            "summaries",
-            {"text": str, "human_summaries": list, "machine_summaries": list, "relevance": list},
-        ),
-    ),
-}
 
 
 def read_suite(folder: Path, only: tuple[str, ...] = ()) -> list[LocalTask]:
     """Read a suite's tasks in the order of their names, or only the named ones.
 
     Raises:
-        InputError: no task is there, or a file is missing or has a wrong line.
+        InputError: no task is there, two have one name, or a file is missing or has a wrong line.
     """
     if not folder.is_dir():
         raise InputError(f"suite {folder} is no folder", "give a folder that holds task folders")
-    tasks = [read_task(path.parent) for path in sorted(folder.glob("*/task.json"))]
+    paths = [path.parent for path in sorted(folder.glob("*/task.json"))]
+    tasks = [read_task(path) for path in paths]
     if not tasks:
         raise InputError(f"suite {folder} has no */task.json", "give a folder of task folders")
+    _check_names(paths, tasks)
     unknown = sorted(set(only) - {task.name for task in tasks})
     if unknown:
         names = ", ".join(task.name for task in tasks)
         raise InputError(f"suite {folder} has no task {', '.join(unknown)}", f"it has: {names}")
     return [task for task in tasks if not only or task.name in only]
+
+
+def _check_names(paths: Sequence[Path], tasks: Sequence[LocalTask]) -> None:
+    first: dict[str, Path] = {}
+    for path, task in zip(paths, tasks, strict=True):
+        if first.setdefault(task.name, path) != path:
+            raise InputError(
+                f"{path / 'task.json'}: name is {task.name!r}, as in {first[task.name].name}",
+                "give each task a name of its own",
+            )
 
 
 def read_task(folder: Path) -> LocalTask:
@@ -98,101 +76,45 @@ def read_task(folder: Path) -> LocalTask:
         InputError: a file is missing, or has a wrong line.
     """
     path = folder / "task.json"
+    described = _described(path)
+    kind = described.get("type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"{path}: type is {kind!r:.60}", f"expected one of {sorted(KINDS)}")
+    instruction = described.get("instruction") or ""
+    if problem := fault_of(instruction):
+        raise InputError(f"{path}: instruction {problem}", "write it as one text, or leave it out")
+    name = _name_of(path, described.get("name") or folder.name)
+    tables, files = read_tables(folder, kind)
+    check_tables(str(folder), kind, tables)
+    digest = hashlib.sha256("".join(map(hash_file, [path, *files])).encode()).hexdigest()
+    return LocalTask(name, kind, instruction, tables, digest)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    fix = "write it as JSON: name, type, instruction"
     try:
         described = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}", "write it as JSON: name, type, instruction") from None
-    kind = described.get("type")
-    if kind not in KINDS:
-        raise InputError(f"{path}: type is {kind!r}", f"expected one of {sorted(KINDS)}")
-    files = {table.stem: folder / f"{table.stem}.jsonl" for table in KINDS[kind]}
-    tables = {t.stem: _filled(files[t.stem], _rows(files[t.stem], t)) for t in KINDS[kind]}
-    if kind in {"retrieval", "reranking"}:
-        files["qrels"] = folder / "qrels.tsv"
-        tables["qrels"] = _filled(files["qrels"], _qrels(files["qrels"], tables))
-    if kind == "classification":
-        _check_splits(files["labeled"], tables["labeled"])
-    name, instruction = described.get("name") or folder.name, described.get("instruction") or ""
-    digest = hashlib.sha256("".join(map(hash_file, [path, *files.values()])).encode()).hexdigest()
-    return LocalTask(str(name), kind, str(instruction), tables, digest)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {error}", fix) from None
+    if not isinstance(described, dict):
+        raise InputError(f"{path}: got a JSON {type(described).__name__}, expected an object", fix)
+    return described
 
 
-def _filled(path: Path, rows: Iterator[dict[str, Any]]) -> Rows:
-    """Return a file's rows; there is one at least."""
-    found = list(rows)
-    if not found:
+def _name_of(path: Path, name: Any) -> str:  # noqa: ANN401 - JSON
+    """Return a task's name; files are called so."""
+    is_name = isinstance(name, str) and name.isprintable() and name == name.strip()
+    if not is_name or name[:1] in {"", "."} or {"/", "\\"} & set(name):
         raise InputError(
-            f"{path.parent}: {path.stem} has no row", "put texts there, or remove the task"
+            f"{path}: name is {name!a:.60}",
+            "expected a printable text without / and \\ that does not begin with a dot",
         )
-    return found
-
-
-def _check_splits(path: Path, rows: Rows) -> None:
-    """Check that there is something to learn from and something to judge."""
-    missing = [split for split in SPLITS if all(row["split"] != split for row in rows)]
-    if missing:
+    if len(name.encode()) > _NAME_BYTES:
         raise InputError(
-            f"{path}: no row is of split {' or '.join(missing)}", "mark each row: train or test"
+            f"{path}: name has {len(name.encode())} bytes, expected at most {_NAME_BYTES}",
+            "shorten it",
         )
-
-
-def _rows(path: Path, table: _Table) -> Iterator[dict[str, Any]]:
-    lines_by_key: dict[str, int] = {}
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise InputError(f"{path}, line {number}: broken JSON", "correct the line") from None
-        where = f"{path}, line {number}"
-        _check_row(where, row, table)
-        if table.key and (first := lines_by_key.setdefault(row[table.key], number)) != number:
-            raise InputError(
-                f"{where}: {table.key} is {row[table.key]!r:.60}, as on line {first}",
-                "give each row an id of its own",
-            )
-        yield row
-
-
-def _check_row(where: str, row: Any, table: _Table) -> None:  # noqa: ANN401 - JSON
-    for column, kind in table.columns.items():
-        value = row.get(column) if isinstance(row, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{where}: {column} is {value!r:.60}", f"expected {_named(kind)}")
-    for column, allowed in table.allowed.items():
-        if row[column] not in allowed:
-            expected = " or ".join(map(str, allowed))
-            raise InputError(f"{where}: {column} is {row[column]!r:.60}", f"expected {expected}")
-
-
-def _named(kind: type | tuple[type, ...]) -> str:
-    names = {str: "a text", int: "a whole number", list: "a list"}
-    return names[kind] if isinstance(kind, type) else "a number"
-
-
-def _qrels(path: Path, tables: dict[str, Rows]) -> Iterator[dict[str, Any]]:
-    queries = {row["_id"] for row in tables["queries"]}
-    documents = {row["_id"] for row in tables["corpus"]}
-    for number, line in _lines(path):
-        query, _, rest = line.partition("\t")
-        document, _, score = rest.partition("\t")
-        if (query, document) == ("query-id", "corpus-id"):
-            continue
-        if query not in queries or document not in documents or not score.strip().isdecimal():
-            raise InputError(
-                f"{path}, line {number}: {line!r:.80}",
-                "expected a query-id of queries.jsonl, a corpus-id of corpus.jsonl, a whole number",
-            )
-        yield {"query": query, "document": document, "score": int(score)}
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}", "put the file there, in UTF-8") from None
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            yield number, line
+    return str(name)
 
 
 def count_texts(task: LocalTask) -> int:

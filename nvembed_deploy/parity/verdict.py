@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from nvembed_deploy.parity.basis import Basis
 from nvembed_deploy.parity.bootstrap import Interval, paired_interval
 from nvembed_deploy.parity.embedding import EmbeddingParity
 from nvembed_deploy.parity.margins import Margins
-from nvembed_deploy.parity.scores import TaskRun, count_rows, items_of
+from nvembed_deploy.parity.scores import Items, TaskRun, count_rows, items_of
 from nvembed_deploy.parity.trace import Trace
 
 _DRIFT = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp8": 5e-2, "int8": 5e-2}
@@ -53,6 +54,11 @@ class TaskParity:
         """Candidate minus reference."""
         return self.candidate - self.reference
 
+    @property
+    def is_defined(self) -> bool:
+        """Whether both scores are numbers: of a truth that is the same everywhere none is."""
+        return math.isfinite(self.candidate) and math.isfinite(self.reference)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -77,7 +83,7 @@ class Verdict:
         embedding = asdict(self.embedding)
         for name in ("worst", "histogram"):
             del embedding[name]
-        return {
+        kept: dict[str, Any] = {
             "passed": self.passed,
             "reasons": self.reasons,
             "causes": self.causes,
@@ -98,31 +104,36 @@ class Verdict:
             "trace": asdict(self.trace) if self.trace else None,
             **(asdict(self.basis) if self.basis else {}),
         }
+        summary: dict[str, Any] = finite(kept)
+        return summary
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Return JSON data with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare_task(candidate: TaskRun, reference: TaskRun, margin: float, seed: int) -> TaskParity:
     """Decide by non-inferiority: the interval's lower end is above minus the margin.
 
-    A task whose items are unknown is decided by the difference alone, and says so. Fewer than
-    `LEAST_ITEMS`, or an unknown number, do not pass.
+    So has to be the difference itself, which alone decides on a task whose items are unknown, and
+    then the reason says so. Fewer than `LEAST_ITEMS`, an unknown number, or a score that is not
+    defined do not pass.
     """
-    ours, theirs = items_of(candidate), items_of(reference)
-    if ours is not None and theirs is not None:
-        interval, count = paired_interval(ours, theirs, seed), theirs.count
-        how = theirs.described
-    else:
-        interval, count = None, count_rows(reference)
-        how = f"no items: the difference alone, of {count or 'an unknown number of'} rows"
+    interval, count, how = _judged(candidate, reference, seed)
     difference = candidate.score - reference.score
-    lowest = interval.low if interval else difference
+    lowest = min(interval.low, difference) if interval else difference
     is_too_small = count < LEAST_ITEMS
-    passed = lowest >= -margin and not is_too_small
+    passed = lowest >= -margin and not is_too_small  # nothing is at least NaN
     if is_too_small:
         how += f"; too few to show anything, {LEAST_ITEMS} are needed"
     elif not passed and difference >= -margin:
         how += "; too few to show it"
-    reason = f"{difference:+.4f}, at least {lowest:+.4f} ({how}); margin -{margin:g}"
-    return TaskParity(
+    found = TaskParity(
         name=reference.name,
         kind=reference.kind,
         metric=reference.metric,
@@ -133,8 +144,26 @@ def compare_task(candidate: TaskRun, reference: TaskRun, margin: float, seed: in
         count=count,
         is_too_small=is_too_small,
         passed=passed,
-        reason=reason,
+        reason=f"{difference:+.4f}, at least {lowest:+.4f} ({how}); margin -{margin:g}",
     )
+    if found.is_defined:
+        return found
+    scores = f"artifact {candidate.score:g}, reference {reference.score:g}"
+    return replace(found, reason=f"is not defined: {scores} ({how})", passed=False)
+
+
+def _judged(candidate: TaskRun, reference: TaskRun, seed: int) -> tuple[Interval | None, int, str]:
+    """Return the interval of the main score, how many items were judged, and both in words."""
+    ours, theirs = items_of(candidate), items_of(reference)
+    if ours is None or theirs is None or _sizes(ours) != _sizes(theirs):
+        count = count_rows(reference)
+        rows = f"of {count or 'an unknown number of'} rows"
+        return None, count, f"no items: the difference alone, {rows}"
+    return paired_interval(ours, theirs, seed), theirs.count, theirs.described
+
+
+def _sizes(items: Items) -> list[int]:
+    return [len(part.values) for part in items.parts]
 
 
 def decide(
@@ -144,6 +173,8 @@ def decide(
     reasons = [f"{task.name}: {task.metric} {task.reason}" for task in tasks if not task.passed]
     reasons += _embedding_reasons(embedding, margins, precision)
     causes = likely_causes(embedding, margins) if reasons else []
+    if any(not task.is_defined for task in tasks):
+        causes.append("a score needs truth that differs from item to item")
     if any(task.is_too_small for task in tasks):
         causes.append(
             f"tasks of at least {LEAST_ITEMS} queries, pairs, examples or texts are needed"

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from nvembed_deploy.parity.bootstrap import paired_interval
-from nvembed_deploy.parity.scores import Items, mean_of
+from nvembed_deploy.parity.scores import Items, Part
+from nvembed_deploy.parity.statistic import mean_of
 
 
-def items(values: np.ndarray) -> Items:
-    return Items(values, mean_of, "queries")
+def items(*values: np.ndarray) -> Items:
+    return Items(tuple(Part(v, mean_of, "queries") for v in values))
 
 
 def test_equal_items_differ_by_nothing() -> None:
@@ -46,5 +47,13 @@ def test_a_seed_gives_the_same_interval() -> None:
 
 
 def test_other_items_are_no_pair() -> None:
-    with pytest.raises(ValueError, match="3 items against 4"):
+    with pytest.raises(ValueError, match=r"\[3\] items against \[4\]"):
         paired_interval(items(np.ones(3)), items(np.ones(4)))
+
+
+def test_a_small_subset_weighs_as_much_as_a_large_one() -> None:
+    large, small = np.full(400, 0.5), np.full(20, 0.5)
+    found = paired_interval(items(large, small - 0.2), items(large, small))
+    assert found.low == pytest.approx(-0.1)
+    assert found.high == pytest.approx(-0.1)
+    assert found.items == 420

@@ -248,7 +248,8 @@ def asked(count: int) -> TaskRun:
     found = {query: {"d": 0.5} for query in truth}
     data = {"default": {"test": {"relevant_docs": truth}}}
     predictions = {"default": {"test": found}}
-    return TaskRun("t", "Retrieval", "ndcg_at_10", "", 1.0, {}, predictions, data)
+    scores = {"test": [{"hf_subset": "default"}]}
+    return TaskRun("t", "Retrieval", "ndcg_at_10", "", 1.0, scores, predictions, data)
 
 
 def clustered(texts: int, samples: int) -> TaskRun:

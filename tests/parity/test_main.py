@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import mteb
 import pytest
 
-from nvembed_deploy.artifact import read_manifest
+from nvembed_deploy.artifact import hash_file, read_manifest, record_engine
 from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.filelock import wait_for
 from nvembed_deploy.parity.__main__ import main
+from nvembed_deploy.parity.basis import identity_of
+from nvembed_deploy.parity.report import record
 from nvembed_deploy.parity.versions import COMPUTING, MEASURING, versions
 from nvembed_deploy.runtimes import load_encoder
 from tests.parity.small import write_suite
+from tests.test_engine_record import RECORD
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., int]
@@ -169,6 +175,7 @@ def test_a_dry_run_refuses_what_the_run_would(
         (("--reference", "gone"), "gone does not exist"),
         (("--scores", "--suite", "gone"), "suite gone is no folder"),
         (("--scores", "--task", "nothing"), "has no task nothing"),
+        (("--scores", "--trace"), "--trace compares with a reference"),
     ],
 )
 def test_wrong_input_is_two_lines(
@@ -178,6 +185,33 @@ def test_wrong_input_is_two_lines(
     err = capsys.readouterr().err
     assert problem in err
     assert err.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--seed", "-1"),
+        ("--seed", "1.5"),
+        ("--margin", "nan"),
+        ("--margin", "-1"),
+        ("--margin", "inf"),
+        ("--margin", "1.1"),
+        ("--margin", "little"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_cannot_be_used_is_refused_at_once(
+    run: Run, artifact: Path, capsys, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(artifact, "--scores", *words)
+    assert caught.value.code == 2
+    assert f"argument {words[0]}: got {words[1]!r}, expected" in capsys.readouterr().err
+
+
+def test_a_task_of_no_suite_is_refused(artifact: Path, capsys) -> None:
+    assert main([str(artifact), "--scores", "--task", "STS12", "--mteb", "STS12"]) == 2
+    assert "--task names tasks of a suite" in capsys.readouterr().err
 
 
 def test_a_suite_of_one_query_shows_nothing(
@@ -266,3 +300,75 @@ def test_a_reference_in_16_bit_is_asked_for_and_said(
 
 def test_an_artifact_may_be_compared_with_itself(run: Run, artifact: Path) -> None:
     assert run(artifact, "--reference", artifact) == 0
+
+
+def test_a_score_that_is_not_defined_is_null_in_json(
+    run: Run, artifact: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mteb.results.TaskResult, "get_score", lambda _: float("nan"))
+    assert run(artifact, "--scores", "--json") == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["average"] is None
+    assert run(artifact, "--reference", artifact, "--out", tmp_path / "report") == 1
+    err = capsys.readouterr().err
+    assert "small_sts: cosine_spearman is not defined: artifact nan, reference nan" in err
+    assert "fix: a score needs truth that differs" in err
+    for path in (tmp_path / "report" / "report.json", artifact / "manifest.json"):
+        assert json.loads(path.read_text(), parse_constant=pytest.fail)
+    parity = read_manifest(artifact).parity
+    assert parity is not None
+    assert parity["tasks"]["small_sts"]["candidate"] is None
+    assert "<circle" not in (tmp_path / "report" / "report.html").read_text()
+
+
+def change(artifact: Path) -> None:
+    """Make another artifact of one: as whole, with other files."""
+    tokenizer, path = artifact / "tokenizer.json", artifact / "manifest.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    manifest = json.loads(path.read_text())
+    found = {"bytes": tokenizer.stat().st_size, "sha256": hash_file(tokenizer)}
+    manifest["files"]["tokenizer.json"] = found
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("which", ["artifact", "reference"])
+def test_no_verdict_is_written_on_what_was_replaced_meanwhile(
+    run: Run, artifact: Path, capsys, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    reference = shutil.copytree(artifact, artifact.with_name("reference"))
+    replaced, report = artifact.with_name(which), artifact.with_name("report")
+    evaluate = mteb.evaluate
+
+    def change_and_evaluate(*words: object, **named: object) -> object:
+        change(replaced)
+        return evaluate(*words, **named)
+
+    monkeypatch.setattr(mteb, "evaluate", change_and_evaluate)
+    assert run(artifact, "--reference", reference, "--out", report) == 2
+    err = capsys.readouterr().err
+    assert f"{replaced} was replaced while it was measured: tokenizer.json differ" in err
+    assert read_manifest(artifact).parity is None
+    assert not report.exists()
+
+
+def test_an_engine_that_was_compiled_meanwhile_is_not_lost(artifact: Path) -> None:
+    measured = identity_of(artifact)
+    (artifact / "engines").mkdir()
+    (artifact / "engines" / "new.plan").write_bytes(b"plan")
+    with (artifact / "engines" / ".lock").open("w") as lock:  # as `compile` holds it
+        assert wait_for(lock.fileno())
+        thread = threading.Thread(target=record, args=(artifact, {"passed": True}, measured))
+        thread.start()
+        thread.join(0.3)
+        assert read_manifest(artifact).parity is None
+        record_engine(artifact, "engines/new.plan", RECORD, "ab" * 32)
+    thread.join(30)
+    manifest = read_manifest(artifact)
+    assert manifest.parity == {"passed": True}
+    assert "engines/new.plan" in manifest.engines
+
+
+def test_a_verdict_of_another_artifact_is_not_recorded(artifact: Path) -> None:
+    measured = identity_of(artifact) | {"model.onnx": "of an export that was overwritten"}
+    with pytest.raises(ArtifactError, match=r"was replaced .*: model.onnx differ"):
+        record(artifact, {"passed": True}, measured)
+    assert read_manifest(artifact).parity is None

@@ -6,10 +6,14 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import datasets
 import mteb
 import numpy as np
 import pytest
-from mteb.abstasks import AbsTaskClustering
+from mteb.abstasks import AbsTask, AbsTaskClustering
+from mteb.abstasks.aggregate_task_metadata import AggregateTaskMetadata
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.abstasks.clustering_legacy import AbsTaskClusteringLegacy
 from mteb.types import PromptType
 
 from nvembed_deploy.errors import InputError
@@ -20,10 +24,10 @@ from nvembed_deploy.parity.mteb_encoder import (
     named_tasks,
     run_task,
 )
-from nvembed_deploy.parity.scores import items_of
+from nvembed_deploy.parity.scores import TaskRun, count_rows, items_of
 from nvembed_deploy.parity.side import Side, open_subject
 from nvembed_deploy.parity.suite import KINDS, read_suite
-from tests.parity.small import write_suite
+from tests.parity.small import text, write_suite
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +53,90 @@ def test_mtebs_score_is_the_statistic_of_its_items(
     assert np.isfinite(run.score)
     items = items_of(run)
     assert items is not None
-    whole = items.statistic(items.values, np.arange(len(items.values))[None])
-    assert float(whole[0]) == pytest.approx(run.score, abs=2e-5)  # mteb rounds to 5 decimals
+    assert items.score == pytest.approx(run.score, abs=2e-5)  # mteb rounds to 5 decimals
     instructed = {text.instruction for text in subject.seen if text.role != "document"}
     assert instructed == {f"do {kind}"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("retrieval", "ndcg_at_1"),
+        ("retrieval", "recall_at_3"),
+        ("retrieval", "mrr_at_5"),
+        ("reranking", "map_at_10"),
+        ("classification", "f1"),
+        ("pair_classification", "max_accuracy"),
+        ("clustering", "ami"),
+    ],
+)
+def test_so_it_is_for_other_main_scores(
+    tiny_assembled: Path, tmp_path: Path, kind: str, metric: str
+) -> None:
+    (read,) = read_suite(write_suite(tmp_path / "suite", (kind,)))
+    task = local_task(read)
+    type(task).metadata = task.metadata.model_copy(update={"main_score": metric})
+    assert_items_are_of_the_score(task, tiny_assembled, tmp_path)
+
+
+@pytest.mark.parametrize("rule", ["ignore_identical_ids", "skip_first_result"])
+def test_what_mteb_leaves_out_of_a_ranking_is_left_out(
+    tiny_assembled: Path, tmp_path: Path, rule: str
+) -> None:
+    suite = write_suite(tmp_path / "suite", ("retrieval",))
+    for name, column in (("queries.jsonl", '"_id": "q'), ("qrels.tsv", "q")):
+        path = suite / "small_retrieval" / name
+        renamed = [line.replace(column, column[:-1] + "d") for line in path.read_text().split("\n")]
+        path.write_text("\n".join(renamed).replace("duery-id", "query-id"))
+    task = local_task(read_suite(suite)[0])
+    setattr(task, rule, True)
+    assert_items_are_of_the_score(task, tiny_assembled, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:The task")
+def test_an_older_clustering_task_has_items(tiny_assembled: Path, tmp_path: Path) -> None:
+    rows = [{"sentences": [text(i + j) for j in range(6)], "labels": [0, 1] * 3} for i in range(12)]
+
+    class Older(AbsTaskClusteringLegacy):
+        metadata = mteb.get_task("TwentyNewsgroupsClustering").metadata
+
+        def load_data(self, *_: object, **__: object) -> None:
+            self.dataset = {"test": datasets.Dataset.from_list(rows)}
+            self.data_loaded = True
+
+    run = assert_items_are_of_the_score(Older(), tiny_assembled, tmp_path)
+    assert count_rows(run) == 72
+
+
+def test_tasks_that_mteb_joins_are_the_subsets_of_one(tiny_assembled: Path, tmp_path: Path) -> None:
+    kinds = ("retrieval", "reranking")
+    parts = [local_task(task) for task in read_suite(write_suite(tmp_path / "suite", kinds))]
+    for part in parts:
+        type(part).metadata = part.metadata.model_copy(update={"main_score": "ndcg_at_10"})
+
+    class Joined(AbsTaskAggregate):
+        metadata = AggregateTaskMetadata(
+            name="Joined",
+            description="two",
+            tasks=parts,
+            main_score="ndcg_at_10",
+            type="Retrieval",
+            eval_splits=["test"],
+        )
+
+    run = assert_items_are_of_the_score(Joined(), tiny_assembled, tmp_path)
+    assert run.name == "Joined"
+    assert count_rows(run) == 40
+
+
+def assert_items_are_of_the_score(task: AbsTask, model: Path, folder: Path) -> TaskRun:
+    with ExitStack() as stack:
+        subject = open_subject("m", Side(model, device="cpu"), folder / "cache", stack)
+        run = run_task(task, subject)
+    items = items_of(run)
+    assert items is not None
+    assert items.score == pytest.approx(run.score, abs=2e-5)
+    return run
 
 
 def test_documents_carry_no_instruction(tiny_assembled: Path, tmp_path: Path) -> None:

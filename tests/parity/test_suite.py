@@ -64,6 +64,21 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no qrels": (lambda f: (f / "qrels.tsv").write_text("\n"), "qrels has no row"),
     "no json": (lambda f: (f / "task.json").write_text("["), "task.json: "),
+    "a list": (lambda f: (f / "task.json").write_text("[1]"), "got a JSON list, expected an obj"),
+    "a word": (lambda f: (f / "task.json").write_text('"x"'), "got a JSON str, expected an object"),
+    "nested": (lambda f: (f / "task.json").write_text("[" * 9**5), "task.json: "),
+    "kinds": (rewrite(type=["retrieval"]), "type is ['retrieval']"),
+    "instructions": (rewrite(instruction=["a"]), "instruction is a list, expected a string"),
+    "half an instruction": (rewrite(instruction="\ud800"), "instruction has half of a surrogate"),
+    "name that leads out": (rewrite(name="../../x"), "name is '../../x'"),
+    "name of two folders": (rewrite(name="a/b"), "name is 'a/b'"),
+    "name with a backslash": (rewrite(name="a\\b"), "name is 'a"),
+    "hidden name": (rewrite(name=".a"), "name is '.a'"),
+    "name with NUL": (rewrite(name="a\0b"), "name is 'a\\x00b'"),
+    "half a name": (rewrite(name="\ud800"), "name is '\\ud800'"),
+    "number for a name": (rewrite(name=5), "name is 5"),
+    "name of blanks": (rewrite(name="  "), "name is '  '"),
+    "long name": (rewrite(name="ü" * 150), "name has 300 bytes, expected at most 200"),
 }
 
 
@@ -77,6 +92,20 @@ def test_a_fault_is_named_with_file_and_line(
         read_suite(tmp_path / "suite")
     assert problem in caught.value.problem.removeprefix(str(folder) + "/")
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["my task ü", "x" * 200, "MTEB(eng, v2)", "a.b", "[red]"])
+def test_a_name_may_be_any_that_a_file_can_have(tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(BUILT_IN / RETRIEVAL, tmp_path / "suite" / "first")
+    rewrite(name=name)(folder)
+    assert [task.name for task in read_suite(tmp_path / "suite")] == [name]
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        shutil.copytree(BUILT_IN / RETRIEVAL, tmp_path / "suite" / folder)
+    with pytest.raises(InputError, match="name is 'python_code_retrieval', as in first"):
+        read_suite(tmp_path / "suite")
 
 
 @pytest.mark.parametrize(
