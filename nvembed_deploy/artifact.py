@@ -26,8 +26,9 @@ from nvembed_deploy.manifest import (
     Manifest,
     WeightsSize,
     check_parity,
+    read_manifest,
 )
-from nvembed_deploy.staging import staged_folder, sync
+from nvembed_deploy.staging import names_in, staged_folder, sync
 
 __all__ = [
     "LAYOUT",
@@ -122,29 +123,6 @@ def open_artifact(
     return Artifact(path=path, manifest=manifest)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of an artifact folder, without looking at its other files.
-
-    Raises:
-        ArtifactError: there is none, or it cannot be understood.
-    """
-    manifest_path = Path(path) / LAYOUT.manifest
-    try:
-        data = json.loads(manifest_path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(
-            f"{path} is no artifact: it has no {LAYOUT.manifest}",
-            "give the folder that the exporter wrote",
-        ) from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise ArtifactError(f"{manifest_path} cannot be read: {error}", REEXPORT) from error
-    if not isinstance(data, dict):
-        raise ArtifactError(
-            f"{manifest_path}: got a JSON {type(data).__name__}, expected an object", REEXPORT
-        )
-    return Manifest.from_dict(data, manifest_path)
-
-
 @contextmanager
 def staged_artifact(out_dir: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes the artifact `out_dir` when the block succeeds.
@@ -152,9 +130,17 @@ def staged_artifact(out_dir: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ArtifactError: `out_dir` cannot be made, or the block wrote no manifest.
     """
-    with staged_folder(out_dir, marker=LAYOUT.manifest, overwrite=overwrite) as stage:
+    marker = LAYOUT.manifest
+    with staged_folder(out_dir, marker=marker, overwrite=overwrite, foreign=_foreign) as stage:
         yield stage
         read_manifest(stage)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return the files of an artifact's folder that neither it nor its engines' runtimes wrote."""
+    listed = {LAYOUT.manifest, *read_manifest(folder).files}
+    own = (f"{LAYOUT.engines}/", f".{LAYOUT.manifest}.")
+    return [name for name in names_in(folder) if name not in listed and not name.startswith(own)]
 
 
 def add_file_record(
@@ -184,6 +170,8 @@ def write_manifest(stage_dir: Path, manifest: Manifest) -> Manifest:
 
 def update_parity(path: Path, verdict: dict[str, Any]) -> Manifest:
     """Record the parity verdict; the manifest is replaced at once, nothing else is touched.
+
+    The caller holds `sole_writer`, as for `record_engine`.
 
     Args:
         path: an artifact folder.

@@ -11,6 +11,7 @@ It does no arithmetic and knows no tensor names: `model/weights.py` does.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,10 +26,10 @@ from nvembed_deploy.config import (
     read_json,
     released_spec,
     text_from_config,
-    what_fits,
 )
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.spec import MIN_TOKENS, ModelSpec, PoolerSpec, TextSpec
+from nvembed_deploy.spec import ModelSpec, PoolerSpec, TextSpec, template_fault, with_values
+from nvembed_deploy.staging import names_in
 from nvembed_deploy.tensorfile import open_tensor_folder, open_tensors
 
 DESCRIPTION = "checkpoint.json"
@@ -46,6 +47,7 @@ _KINDS: dict[str, type] = {
     "text": dict,
     "prompts": dict,
 }
+_PARTS = ("base", "adapter", "pooler")
 _Part = TypeVar("_Part", PoolerSpec, TextSpec)
 
 
@@ -155,6 +157,21 @@ def _open_assembled(path: Path) -> Checkpoint:
     )
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """Return the files of an assembled checkpoint's folder that its description does not name.
+
+    Raises:
+        CheckpointError: the description is not one of ours.
+    """
+    description = read_json(folder / DESCRIPTION)
+    _check_description(description, folder / DESCRIPTION)
+    parts = [folder / description[key] for key in _PARTS if description.get(key)]
+    ours = {Path(os.path.relpath(part, folder)).as_posix() for part in parts}
+    ours |= {DESCRIPTION, "tokenizer.json"}
+    inside = tuple(f"{name}/" for name in ours)
+    return [name for name in names_in(folder) if name not in ours and not name.startswith(inside)]
+
+
 def is_released(folder: Path) -> bool:
     """Return whether a folder is in the released layout."""
     config = folder / "config.json"
@@ -244,31 +261,21 @@ def _part(path: Path, description: dict[str, Any], key: str) -> Path:
 
 def _changed(spec: _Part, description: dict[str, Any], section: str, path: Path) -> _Part:
     """Return `spec` with the values that a section of the description states, checked."""
-    clean: dict[str, Any] = {}
-    for key, value in (description.get(section) or {}).items():
-        default: Any = getattr(spec, key, None)
-        low = 0 if key.endswith("_id") else MIN_TOKENS if key == "max_tokens" else 1
-        expected = what_fits(value, default, low)
-        if expected is not None:
-            raise CheckpointError(
-                f"{path}: {section}.{key} is {value!r}, expected {expected}",
-                f"correct or remove it; the keys are {sorted(asdict(spec))}",
-            )
-        clean[key] = type(default)(value)
-    return replace(spec, **clean)
+    try:
+        return with_values(spec, description.get(section) or {})
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: {section}.{error}",
+            f"correct or remove it; the keys are {sorted(asdict(spec))}",
+        ) from error
 
 
 def _check_template(text: TextSpec, path: Path) -> None:
-    try:
-        if "task" in text.instruction_template.format(instruction="task"):
-            return
-        problem = "it has no {instruction}"
-    except (IndexError, KeyError, ValueError) as error:
-        problem = f"{error!r}"
-    raise CheckpointError(
-        f"{path}: text.instruction_template is {text.instruction_template!r}: {problem}",
-        "write {instruction} where the task goes, and {{ }} for braces",
-    )
+    fault = template_fault(text)
+    if fault:
+        raise CheckpointError(
+            f"{path}: {fault}", "write {instruction} where the task goes, and {{ }} for braces"
+        )
 
 
 def _tokenizer(folder: Path) -> Path:

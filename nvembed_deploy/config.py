@@ -7,13 +7,18 @@ key is a wrong embedding.
 from __future__ import annotations
 
 import json
-import math
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec, TextSpec
+from nvembed_deploy.spec import (
+    BackboneSpec,
+    ModelSpec,
+    PoolerSpec,
+    TextSpec,
+    backbone_fault,
+    what_fits,
+)
 
 _OWN_CONFIG = "use the config.json that came with the weights"
 _FAMILIES = ("mistral", "llama", "bidir_mistral")
@@ -26,10 +31,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, not JSON, or not an object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist", "copy the complete folder") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON: {error}", "download the file again"
         ) from error
@@ -39,23 +44,6 @@ def read_json(path: Path) -> dict[str, Any]:
             "download the file again",
         )
     return data
-
-
-def what_fits(value: Any, default: Any, low: int) -> str | None:  # noqa: ANN401 - JSON
-    """Return None if a JSON value can stand for a default, else what would."""
-    kind = type(default)
-    if isinstance(default, Enum):
-        choices = [member.value for member in kind]
-        fits, expected = value in choices, f"one of {choices}"
-    elif kind is float:
-        fits = type(value) in (int, float) and 0 < value < math.inf
-        expected = "a positive number"
-    elif kind is int:
-        fits, expected = type(value) is int and value >= low, f"a whole number of at least {low}"
-    else:
-        fits = kind is str and type(value) is str
-        expected = "a text" if kind is str else "no such key"
-    return None if fits else expected
 
 
 def released_spec(config: dict[str, Any], folder: Path) -> ModelSpec:
@@ -125,12 +113,9 @@ def backbone_from_config(config: dict[str, Any], path: Path) -> BackboneSpec:
         spec = _backbone(config)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}", _OWN_CONFIG) from error
-    if spec.num_heads % spec.num_kv_heads or spec.head_width % 2:
-        raise CheckpointError(
-            f"{path}: got {spec.num_heads} query heads of width {spec.head_width} and "
-            f"{spec.num_kv_heads} key heads, expected a multiple of them and an even width",
-            _OWN_CONFIG,
-        )
+    fault = backbone_fault(spec)
+    if fault:
+        raise CheckpointError(f"{path}: {fault}", _OWN_CONFIG)
     return spec
 
 
@@ -154,7 +139,7 @@ def text_from_config(config: dict[str, Any], path: Path) -> TextSpec:
     """Translate BOS and EOS of a decoder's config; padding is EOS, as NV-Embed pads."""
     bos, eos = config.get("bos_token_id", 1), config.get("eos_token_id", 2)
     eos = eos[0] if isinstance(eos, list) and eos else eos
-    if not all(type(token) is int and token >= 0 for token in (bos, eos)):
+    if any(what_fits(token, 0, low=0) for token in (bos, eos)):
         raise CheckpointError(
             f"{path}: got bos_token_id {bos!r} and eos_token_id {eos!r}, expected two numbers",
             "NV-Embed puts BOS and EOS around each text: state both ids in config.json",

@@ -14,9 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from nvembed_deploy.errors import CheckpointError
-from nvembed_deploy.gguf_header import GGUFHeader, StoredTensor, import_gguf, read_header
+from nvembed_deploy.gguf_header import (
+    CONVERT_AGAIN,
+    GGUFHeader,
+    StoredTensor,
+    import_gguf,
+    read_header,
+)
 from nvembed_deploy.gguf_tokenizer import tokenizer_from_gguf
-from nvembed_deploy.spec import BackboneSpec
+from nvembed_deploy.spec import BackboneSpec, backbone_fault
 from nvembed_deploy.tensorfile import TensorEntry
 
 __all__ = ["GGUFFile", "GGUFTensor", "open_gguf", "tokenizer_from_gguf"]
@@ -141,6 +147,14 @@ def open_gguf(path: Path) -> GGUFFile:
 
 def _backbone(header: GGUFHeader) -> BackboneSpec:
     _refuse_unsupported(header)
+    spec = _sizes(header)
+    fault = backbone_fault(spec)
+    if fault:
+        raise CheckpointError(f"{header.path}: {fault}", CONVERT_AGAIN)
+    return spec
+
+
+def _sizes(header: GGUFHeader) -> BackboneSpec:
     sizes = {
         "hidden_size": "embedding_length",
         "num_layers": "block_count",
@@ -222,12 +236,12 @@ def _hugging_face_name(name: str) -> str | None:
 def _tensor(path: Path, stored: StoredTensor, backbone: BackboneSpec) -> GGUFTensor:
     tail = stored.name.split(".")[-2]
     num_heads = {"attn_q": backbone.num_heads, "attn_k": backbone.num_kv_heads}.get(tail, 0)
+    problem = "" if all(stored.shape) else f"has the shape {list(stored.shape)}, expected no 0"
     if num_heads and stored.shape[0] != num_heads * backbone.head_width:
-        raise CheckpointError(
-            f"{path}: {stored.name} has {stored.shape[0]} rows, expected {num_heads} heads of "
-            f"{backbone.head_width}",
-            "copy or download the file again",
-        )
+        heads = f"{num_heads} heads of {backbone.head_width}"
+        problem = f"has {stored.shape[0]} rows, expected {heads}"
+    if problem:
+        raise CheckpointError(f"{path}: {stored.name} {problem}", "copy or download the file again")
     _check_quantization(path, stored)
     num_rows = stored.shape[0] if len(stored.shape) > 1 else 1
     name = _hugging_face_name(stored.name) or stored.name

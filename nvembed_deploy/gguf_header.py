@@ -22,7 +22,7 @@ from nvembed_deploy.errors import (
 T = TypeVar("T")
 _MAGIC = b"GGUF"
 _AGAIN = "copy or download it again, and compare its size and sha256 with the source's"
-_CONVERT_AGAIN = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
+CONVERT_AGAIN = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class GGUFHeader:
         """
         value = self.metadata.get(key, default)
         if value is None:
-            raise CheckpointError(f"{self.path}: the key {key} is missing", _CONVERT_AGAIN)
+            raise CheckpointError(f"{self.path}: the key {key} is missing", CONVERT_AGAIN)
         if type(value) is not kind:
             raise CheckpointError(
-                f"{self.path}: {key} is {value!r:.80}, expected {kind.__name__}", _CONVERT_AGAIN
+                f"{self.path}: {key} is {value!r:.80}, expected {kind.__name__}", CONVERT_AGAIN
             )
         return value
 
@@ -70,7 +70,7 @@ class GGUFHeader:
         if wrong:
             raise CheckpointError(
                 f"{self.path}: {key} holds {wrong[0]!r:.80}, expected only {kind.__name__}",
-                _CONVERT_AGAIN,
+                CONVERT_AGAIN,
             )
         return values
 
@@ -145,7 +145,7 @@ def _read(path: Path, _stamp: tuple[int, int]) -> GGUFHeader:
             f"{_AGAIN}; if they agree, pip install --upgrade gguf",
         ) from error
     if reader.byte_order != "I":
-        raise CheckpointError(f"{path} is big-endian, expected little-endian", _CONVERT_AGAIN)
+        raise CheckpointError(f"{path} is big-endian, expected little-endian", CONVERT_AGAIN)
     if metadata.get("split.count", 1) not in (0, 1):
         raise CheckpointError(
             f"{path} is one of {metadata['split.count']} parts, expected one file",

@@ -6,14 +6,16 @@ key that is missing, unknown or of a wrong kind is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any
 
 from nvembed_deploy.engine_record import EngineRecord
 from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.kinds import Kinds, check_kinds, check_values
 from nvembed_deploy.spec import ModelSpec, PoolerForm, Precision
 
 SCHEMA_VERSION = 1
@@ -123,11 +125,35 @@ class Manifest:
         Raises:
             ArtifactError: another schema version, or a key missing, unknown or of a wrong kind.
         """
-        _check_json(data, path)
+        _check_version(data, path)
         try:
+            check_kinds(data, _KINDS, optional=_OPTIONAL)
             return cls(**{k: _PARSERS[k](v) if k in _PARSERS else v for k, v in data.items()})
         except (AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path}: {error}", REEXPORT) from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of an artifact folder, without looking at its other files.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be understood.
+    """
+    manifest_path = Path(path) / LAYOUT.manifest
+    try:
+        data = json.loads(manifest_path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            f"{path} is no artifact: it has no {LAYOUT.manifest}",
+            "give the folder that the exporter wrote",
+        ) from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ArtifactError(f"{manifest_path} cannot be read: {error}", REEXPORT) from error
+    if not isinstance(data, dict):
+        raise ArtifactError(
+            f"{manifest_path}: got a JSON {type(data).__name__}, expected an object", REEXPORT
+        )
+    return Manifest.from_dict(data, manifest_path)
 
 
 def check_parity(verdict: dict[str, Any]) -> dict[str, Any]:
@@ -143,26 +169,13 @@ def check_parity(verdict: dict[str, Any]) -> dict[str, Any]:
     return verdict
 
 
-def _files(data: dict[str, Any]) -> dict[str, FileRecord]:
-    return {name: FileRecord(**record) for name, record in data.items()}
+_OPTIONAL = {"engines"}
+"""Keys that manifests of schema 1 have not always had."""
+_LONGEST_NAME = 255
+"""Of a file, in bytes: more, few disks take."""
 
-
-def _engines(data: dict[str, Any]) -> dict[str, EngineRecord]:
-    return {name: EngineRecord.from_dict(record) for name, record in data.items()}
-
-
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "spec": ModelSpec.from_dict,
-    "precision": Precision,
-    "pooler_form": PoolerForm,
-    "weights": lambda data: WeightsSize(**data),
-    "files": _files,
-    "engines": _engines,
-    "parity": lambda data: data if data is None else check_parity(data),
-}
-
-# What JSON must hold under each key; the parsers above look inside.
-_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+# What JSON must hold under each key; the parsers below look inside.
+_KINDS: Kinds = {
     "spec": dict,
     "precision": str,
     "opset": int,
@@ -179,26 +192,89 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "engines": dict,
     "schema_version": int,
 }
-_OPTIONAL = {"engines"}
-"""Keys that manifests of schema 1 have not always had."""
+_FILE: Kinds = {"bytes": int, "sha256": str}
+_WEIGHTS: Kinds = {"num_parameters": int, "bytes": int}
+_ENGINE: Kinds = {
+    "flavour": str,
+    "version": str,
+    "targets": list,
+    "profiles": list,
+    "facts": dict,
+    "seconds": (int, float),
+    "options": dict,
+    "gpu": (str, NoneType),
+}
+_FACTS: Kinds = {"fused_attention": int, "linears": dict, "kernels": int}
 
 
-def _check_json(data: dict[str, Any], path: Path) -> None:
+def _check_version(data: dict[str, Any], path: Path) -> None:
     version = data.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path}: got schema_version {version!r}, expected {SCHEMA_VERSION}",
             "install the nvembed-deploy that wrote it, or export again with this one",
         )
-    missing = sorted(_JSON_TYPES.keys() - data.keys() - _OPTIONAL)
-    unknown = sorted(data.keys() - _JSON_TYPES)
-    if missing or unknown:
-        raise ArtifactError(f"{path}: missing keys {missing}, unknown keys {unknown}", REEXPORT)
-    for key, expected in _JSON_TYPES.items():
-        if key in data and not isinstance(data[key], expected):
-            kinds = expected if isinstance(expected, tuple) else (expected,)
-            raise ArtifactError(
-                f"{path}: {key} is a {type(data[key]).__name__}, expected "
-                f"{' or '.join(kind.__name__ for kind in kinds)}",
-                REEXPORT,
-            )
+
+
+def _check_name(name: str, where: str) -> None:
+    """Check that the name of a file can be one, inside the artifact's folder.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    path = PurePosixPath(name)
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair
+        size = 0
+    is_inside = path.parts and not path.is_absolute() and ".." not in path.parts
+    if not is_inside or str(path) != name or "\0" in name or not 0 < size <= _LONGEST_NAME:
+        raise ValueError(
+            f"{where} has the name {name!r:.80}, expected the relative path of a file in the folder"
+        )
+
+
+def _linears(data: dict[str, Any]) -> dict[str, int]:
+    check_values(data, int, "linears")
+    return data
+
+
+def _tools(data: dict[str, Any]) -> dict[str, str]:
+    check_values(data, str, "tools")
+    return data
+
+
+def _weights(data: dict[str, Any]) -> WeightsSize:
+    check_kinds(data, _WEIGHTS, "weights")
+    return WeightsSize(**data)
+
+
+def _files(data: dict[str, Any]) -> dict[str, FileRecord]:
+    for name, record in data.items():
+        _check_name(name, "files")
+        check_kinds(record, _FILE, f"files[{name!r}]")
+    return {name: FileRecord(**record) for name, record in data.items()}
+
+
+def _engines(data: dict[str, Any]) -> dict[str, EngineRecord]:
+    for name, record in data.items():
+        _check_name(name, "engines")
+        where = f"engines[{name!r}]"
+        check_kinds(record, _ENGINE, where, optional=("gpu", "options"))
+        check_kinds(record["facts"], _FACTS, f"{where}.facts")
+        check_values(record["facts"]["linears"], int, f"{where}.facts.linears")
+        check_values({str(i): t for i, t in enumerate(record["targets"])}, str, f"{where}.targets")
+    return {name: EngineRecord.from_dict(record) for name, record in data.items()}
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "spec": ModelSpec.from_dict,
+    "precision": Precision,
+    "pooler_form": PoolerForm,
+    "linears": _linears,
+    "weights": _weights,
+    "tools": _tools,
+    "files": _files,
+    "engines": _engines,
+    "parity": lambda data: data if data is None else check_parity(data),
+}

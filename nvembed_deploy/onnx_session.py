@@ -18,7 +18,7 @@ twice the time for nothing. Source: onnxruntime.ai, docs/performance/model-optim
 quantization, "When and why do I need to try U8U8?"."""
 _INT4_INPUTS, _FLOAT32 = "session.qdq_matmulnbits_accuracy_level", "1"
 """What 4-bit weights are multiplied with. ONNX Runtime's own choice, "4", rounds inputs to 8 bits,
-which the graph does not say: a text's row then depends on its batch mates by 3e-3 (docs/numerics.md).
+which the graph does not say: a text's row then depends on its batch mates (docs/numerics.md).
 Source: onnxruntime_session_options_config_keys.h."""
 _PROBE = base64.b64decode(
     "CAk6YgoYCgFhCgFiEgF5Ig1NYXRNdWxJbnRlZ2VyEgFwWhUKAWESEAoOCAISCgoDEgFtCgMSAWtaFQoBYhIQCg4IAxIK"

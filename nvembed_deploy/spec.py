@@ -5,12 +5,16 @@ It does no I/O and imports nothing but the standard library, so that every layer
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum, StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 MIN_TOKENS = 3
 """Of a text: BOS, one token, EOS."""
+_TOO_LARGE = 2**31
+"""No size and no token id reaches it: tokenizers and numpy's shapes end soon after."""
 
 
 class Precision(StrEnum):
@@ -119,22 +123,113 @@ class ModelSpec:
         """Build a spec from `to_dict`'s data.
 
         Raises:
-            ValueError: a key is unknown or a value is not of its enumeration.
+            ValueError: a key is missing or unknown, or a value cannot stand under it.
         """
-        parts: dict[str, Any] = {"backbone": BackboneSpec, "pooler": PoolerSpec, "text": TextSpec}
-        values = {
-            key: _from_dict(parts[key], value) if key in parts else value
-            for key, value in data.items()
-        }
-        spec: ModelSpec = _from_dict(cls, values)
-        return spec
+        _check_keys(cls, data, "spec")
+        parts = {key: _part(kind, data[key], f"spec.{key}") for key, kind in _PARTS.items()}
+        name, prompts = data["name"], data["prompts"]
+        if not isinstance(name, str):
+            raise ValueError(f"spec.name is {name!r:.80}, expected a text")  # noqa: TRY004 - JSON
+        if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+            raise ValueError(f"spec.prompts is {prompts!r:.80}, expected an object of texts")
+        fault = backbone_fault(parts["backbone"]) or template_fault(parts["text"])
+        if fault:
+            raise ValueError(f"spec: {fault}")
+        return cls(**parts, name=name, prompts=prompts)
 
 
-_ENUMS: dict[str, type[Enum]] = {"pooling": Pooling, "truncation": Truncation}
+_Part = TypeVar("_Part", BackboneSpec, PoolerSpec, TextSpec)
+_PARTS: dict[str, type] = {"backbone": BackboneSpec, "pooler": PoolerSpec, "text": TextSpec}
+_LATER = {"causal"}
+"""Keys that specs of schema 1 have not always had."""
 
 
-def _from_dict(cls: Any, data: dict[str, Any]) -> Any:  # noqa: ANN401 - any dataclass
-    unknown = sorted(set(data) - {f.name for f in fields(cls)})
-    if unknown:
-        raise ValueError(f"unknown keys {unknown} in {cls.__name__}")
-    return cls(**{k: _ENUMS[k](v) if k in _ENUMS else v for k, v in data.items()})
+def what_fits(value: Any, default: Any, low: int) -> str | None:  # noqa: ANN401 - JSON
+    """Return None if a JSON value can stand for a default, else what would.
+
+    Args:
+        value: what was read.
+        default: a value of the kind that is wanted.
+        low: the least of a whole number.
+    """
+    kind = type(default)
+    if isinstance(default, Enum):
+        choices = [member.value for member in kind]
+        fits, expected = value in choices, f"one of {choices}"
+    elif kind is float:
+        fits = type(value) in (int, float) and 0 < value <= sys.float_info.max
+        expected = "a positive number"
+    elif kind is int:
+        is_enough = type(value) is int and value >= low
+        fits = is_enough and value < _TOO_LARGE
+        expected = f"a whole number {f'below {_TOO_LARGE}' if is_enough else f'of at least {low}'}"
+    else:
+        fits = kind in _WORDS and type(value) is kind
+        expected = _WORDS.get(kind, "no such key")
+    return None if fits else expected
+
+
+_WORDS: dict[type, str] = {str: "a text", bool: "true or false"}
+
+
+def with_values(part: _Part, values: Mapping[str, Any]) -> _Part:
+    """Return a part of a spec with other values under some keys, each of its default's kind.
+
+    Raises:
+        ValueError: there is no such key, or a value cannot stand under it.
+    """
+    clean: dict[str, Any] = {}
+    for key, value in values.items():
+        default: Any = getattr(part, key, None)
+        expected = what_fits(value, default, _least(key))
+        if expected is not None:
+            raise ValueError(f"{key} is {value!r:.80}, expected {expected}")
+        clean[key] = type(default)(value)
+    return replace(part, **clean)
+
+
+def _least(key: str) -> int:
+    return 0 if key.endswith("_id") else MIN_TOKENS if key == "max_tokens" else 1
+
+
+def backbone_fault(spec: BackboneSpec) -> str | None:
+    """Say which sizes of a decoder cannot be built; None where all can."""
+    try:
+        with_values(BackboneSpec(), asdict(spec))
+    except ValueError as error:
+        return str(error)
+    if spec.num_heads % spec.num_kv_heads or spec.head_width % 2:
+        return (
+            f"got {spec.num_heads} query heads of width {spec.head_width} and "
+            f"{spec.num_kv_heads} key heads, expected a multiple of them and an even width"
+        )
+    return None
+
+
+def template_fault(spec: TextSpec) -> str | None:
+    """Say what is wrong with the template of instructions; None where nothing is."""
+    template = spec.instruction_template
+    try:
+        if "task" in template.format(instruction="task"):
+            return None
+        problem = "it has no {instruction}"
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        problem = f"{error!r}"
+    return f"text.instruction_template is {template!r}: {problem}"
+
+
+def _check_keys(kind: type, data: Any, where: str) -> None:  # noqa: ANN401 - JSON
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is {data!r:.80}, expected an object")  # noqa: TRY004 - JSON
+    names = {f.name for f in fields(kind)}
+    missing, unknown = sorted(names - data.keys() - _LATER), sorted(data.keys() - names)
+    if missing or unknown:
+        raise ValueError(f"{where}: missing keys {missing}, unknown keys {unknown}")
+
+
+def _part(kind: Any, data: Any, where: str) -> Any:  # noqa: ANN401 - any dataclass
+    _check_keys(kind, data, where)
+    try:
+        return with_values(kind(), data)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error

@@ -9,23 +9,34 @@ not know what the folder holds.
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
+import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nvembed_deploy import filelock
-from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.errors import ArtifactError, NVEmbedError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Source: renameat2(2) of Linux, linux/fcntl.h and linux/fs.h."""
+_LITTER = (".cache/huggingface/", ".DS_Store")
+"""What the hub's client and file managers leave in folders: nobody's work."""
+_NAMED = 5
+"""Files that an error names."""
+
+Foreign = Callable[[Path], list[str]]
+"""Names the files of a folder that are not ours; raises where the marker itself is not."""
 
 
 @contextmanager
-def staged_folder(out_dir: Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(
+    out_dir: Path, *, marker: str, overwrite: bool = False, foreign: Foreign | None = None
+) -> Iterator[Path]:
     """Yield a temporary sibling of `out_dir` that becomes `out_dir` when the block succeeds.
 
     Args:
@@ -33,6 +44,8 @@ def staged_folder(out_dir: Path, *, marker: str, overwrite: bool = False) -> Ite
         marker: a file that every such folder holds. Only a folder that has it, or is empty, is
             ever overwritten: a mistyped path must not cost a home folder.
         overwrite: replace an existing `out_dir`, which stays whole until the new one is.
+        foreign: which of its files are not ours, and would be lost: where there are any, it is not
+            overwritten.
 
     Raises:
         ArtifactError: `out_dir` exists and may not be replaced, or cannot be written.
@@ -41,6 +54,8 @@ def staged_folder(out_dir: Path, *, marker: str, overwrite: bool = False) -> Ite
     _check_parent(out_dir)
     _repair(out_dir)
     _check_target(out_dir, marker, overwrite)
+    if foreign is not None:
+        _check_foreign(out_dir, marker, foreign)
     # No other run has this name, so it may be removed whenever an interrupt comes.
     stage = _sibling(out_dir, f"partial-{secrets.token_hex(8)}")
     lock = None
@@ -53,6 +68,32 @@ def staged_folder(out_dir: Path, *, marker: str, overwrite: bool = False) -> Ite
         _discard(stage)
         if lock is not None:
             os.close(lock)
+
+
+def refuse_inside(out_dir: Path, inputs: Iterable[tuple[str, Path | str | None]]) -> None:
+    """Refuse a folder that holds what is read to make it: it would go with what it replaces.
+
+    Args:
+        out_dir: the folder to make.
+        inputs: what is read, and what it is called; None is left out.
+
+    Raises:
+        ArtifactError: one of them is the folder, or in it.
+    """
+    folder = Path(out_dir).resolve()
+    for role, path in inputs:
+        if path is not None and Path(path).resolve().is_relative_to(folder):
+            raise ArtifactError(
+                f"{out_dir} cannot be written: the {role} {path} lies there, and would be removed",
+                f"choose another folder, or move the {role} out of this one",
+            )
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the files and links in a folder, at any depth, by relative name, without litter."""
+    found = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    return [name for name in names if not name.startswith(_LITTER)]
 
 
 def sync(path: Path) -> None:
@@ -98,12 +139,38 @@ def _check_target(out_dir: Path, marker: str, overwrite: bool) -> None:
         )
 
 
+def _check_foreign(out_dir: Path, marker: str, foreign: Foreign) -> None:
+    if not (out_dir / marker).exists():
+        return
+    try:
+        names = foreign(out_dir)
+    except NVEmbedError as error:
+        raise ArtifactError(
+            f"{out_dir} cannot be overwritten: something else made its {marker}: {error.problem}",
+            "choose another folder, or remove this one yourself",
+        ) from error
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise ArtifactError(
+            f"{out_dir} cannot be overwritten: it holds {', '.join(names[:_NAMED])}{more}, which "
+            f"something else made and {marker} does not name",
+            "move that elsewhere, to put it back afterwards; or choose another folder",
+        )
+
+
+def _left_behind(out_dir: Path, what: str) -> list[Path]:
+    """Return the siblings that earlier runs for `out_dir` left, none with a name of another."""
+    head = _sibling(out_dir, f"{what}-").name
+    found = sorted(out_dir.parent.glob(glob.escape(head) + "*"))
+    return [path for path in found if re.fullmatch("[0-9a-f]+", path.name.removeprefix(head))]
+
+
 def _repair(out_dir: Path) -> None:
     """Remove what dead runs left half written, and put back what they moved aside."""
-    for partial in out_dir.parent.glob(f".{out_dir.name}.partial-*"):
+    for partial in _left_behind(out_dir, "partial"):
         if _is_abandoned(partial):
             shutil.rmtree(partial, ignore_errors=True)
-    for old in sorted(out_dir.parent.glob(f".{out_dir.name}.old-*")):
+    for old in _left_behind(out_dir, "old"):
         if out_dir.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:

@@ -203,7 +203,7 @@ def _entry(path: Path, name: str, item: Any, start: int) -> TensorEntry:  # noqa
     dtype, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
     if not (_counts(shape) and _counts(offsets, length=2)):
         raise _damaged(path, f"{name!r}: got {item}, expected dtype, shape and data_offsets")
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: {name!r} has dtype {dtype!r}, expected one of {', '.join(DTYPES)}",
             "save the checkpoint in float32, float16 or bfloat16",

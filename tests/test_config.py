@@ -88,6 +88,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "an infinite base": ({"rope_theta": float("inf")}, "rope_theta is inf, expected a positive"),
     "no epsilon": ({"rms_norm_eps": 0}, "rms_norm_eps is 0, expected a positive"),
     "heads that do not share": ({"num_key_value_heads": 3}, "4 query heads .* 3 key heads"),
+    "a size of too many digits": ({"vocab_size": 10**30}, "vocab_size is 10+, expected a .* below"),
     "an odd head": ({"head_dim": 15}, "width 15 .* an even width"),
 }
 
@@ -103,7 +104,8 @@ def test_what_cannot_be_built_is_refused_by_key_and_value(
 
 
 @pytest.mark.parametrize(
-    "change", [{"bos_token_id": None}, {"eos_token_id": []}, {"eos_token_id": -2}]
+    "change",
+    [{"bos_token_id": None}, {"eos_token_id": []}, {"eos_token_id": -2}, {"bos_token_id": 10**30}],
 )
 def test_a_text_needs_its_two_tokens(change: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"bos_token_id .* and eos_token_id .*two numbers"):
@@ -140,8 +142,9 @@ def test_a_fault_in_the_released_config_is_named(change: dict[str, Any], problem
         (b"{", "cannot be read as JSON"),
         (b"\xff{}", "cannot be read as JSON"),
         (json.dumps([1]).encode(), "got a JSON list, expected an object"),
+        (b'{"a":' * 100_000, "cannot be read as JSON"),
     ],
-    ids=["missing", "cut", "not-utf8", "list"],
+    ids=["missing", "cut", "not-utf8", "list", "deep"],
 )
 def test_a_file_that_is_no_json_object_is_refused(
     tmp_path: Path, content: bytes | None, problem: str
@@ -152,3 +155,9 @@ def test_a_file_that_is_no_json_object_is_refused(
     with pytest.raises(CheckpointError, match=problem) as caught:
         read_json(path)
     assert str(path) in caught.value.problem
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "llama"}', encoding="utf-8-sig")
+    assert read_json(path) == {"model_type": "llama"}

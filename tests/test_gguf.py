@@ -206,6 +206,18 @@ METADATA_FAULTS: dict[str, tuple[dict[str, object], str]] = {
     "scaled linearly": ({"llama.rope.scale_linear": 4.0}, r"rope\.scale_linear is 4\.0"),
     "scaled otherwise": ({"llama.rope.scaling.attn_factor": 1.2}, r"attn_factor is 1\.2"),
     "experts": ({"llama.expert_count": 8}, r"llama\.expert_count is 8, which is not supported"),
+    "no width": ({"llama.rope.dimension_count": 0}, "head_width is 0, expected a whole number of"),
+    "an odd width": ({"llama.rope.dimension_count": 1}, "query heads of width 1 .* an even width"),
+    "no heads": ({"llama.attention.head_count": 0}, "num_heads is 0, expected a whole number of"),
+    "no key heads": ({"llama.attention.head_count_kv": 0}, "num_kv_heads is 0, expected a whole"),
+    "heads that do not share": (
+        {"llama.attention.head_count_kv": 3},
+        "4 query heads .* 3 key heads",
+    ),
+    "no epsilon": (
+        {"llama.attention.layer_norm_rms_epsilon": 0.0},
+        "rms_norm_eps is 0.0, expected",
+    ),
     "attention scale": ({"llama.attention.scale": 0.5}, r"llama\.attention\.scale is 0\.5"),
 }
 
@@ -245,6 +257,11 @@ VECTOR, MATRIX = np.zeros(64, np.float32), np.zeros((64, 64), np.float32)
         ("rope_freqs.weight", VECTOR, r"rope_freqs\.weight .* rotary scaling"),
         ("blk.0.attn_q.weight", MATRIX[:32], r"attn_q\.weight has 32 rows, expected 4 heads of 16"),
         ("blk.0.attn_k.weight", MATRIX, r"attn_k\.weight has 64 rows, expected 2 heads of 16"),
+        (
+            "blk.0.attn_q.weight",
+            MATRIX[:, :0],
+            r"attn_q\.weight has the shape \[64, 0\], expected no",
+        ),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(

@@ -110,6 +110,10 @@ FAULTS = {
     ),
     "negative shape": (raw({"a": item(0, 4, [-4])}, b"1234"), "'a'.*expected dtype"),
     "unknown dtype": (raw({"a": item(0, 4, dtype="F4")}, b"1234"), "'a' has dtype 'F4'"),
+    "dtype of a wrong kind": (
+        raw({"a": {**item(0, 4), "dtype": []}}, b"1234"),
+        r"'a' has dtype \[\], expected one of",
+    ),
     "size": (raw({"a": item(0, 4, [3])}, b"1234"), r"'a': got 4 bytes, expected 3 for U8 \[3\]"),
     "overflow": (raw({"a": item(0, 4, [1 << 62, 1 << 62])}, b"1234"), "'a': got 4 bytes"),
     "outside": (raw({"a": item(0, 9)}, b"1234"), "'a' ends at byte 9 .* has 4: it is cut"),

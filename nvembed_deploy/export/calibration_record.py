@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from nvembed_deploy.artifact import LAYOUT
 from nvembed_deploy.errors import ArtifactError, RecipeError
+from nvembed_deploy.export.provenance import NAMED_LATER
 
 
 class LinearRange(NamedTuple):
@@ -102,7 +103,7 @@ class CalibrationRecord:
         """Refuse to be used for another model than the one whose ranges these are.
 
         Args:
-            checkpoint: as `self.checkpoint`.
+            checkpoint: as `self.checkpoint`; what older records do not name is not compared.
             rotation: as `self.rotation`.
             static: the linears that need a scale.
             outputs: those whose largest output is needed.
@@ -110,8 +111,10 @@ class CalibrationRecord:
         Raises:
             RecipeError: checkpoint or rotation differ, or a linear has no scale.
         """
-        if self.checkpoint != checkpoint:
-            names = sorted({*self.checkpoint.items()} ^ {*checkpoint.items()})
+        later = [name for name in NAMED_LATER if name not in self.checkpoint]
+        named = {name: sha256 for name, sha256 in checkpoint.items() if name not in later}
+        if self.checkpoint != named:
+            names = sorted({*self.checkpoint.items()} ^ {*named.items()})
             changed = ", ".join(dict.fromkeys(name for name, _ in names))
             problem = f"they are another checkpoint's: {changed} differs"
         elif self.rotation != rotation:

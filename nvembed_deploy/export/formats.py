@@ -6,11 +6,14 @@ form TensorRT takes as strongly typed; the tensors in between stay in the graph'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from shlex import quote
 
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.spec import Precision
@@ -19,6 +22,8 @@ RANK_MULTIPLE = 16
 """Engines take FP8 products of multiples of 16 inputs."""
 WIDER = 3
 """Inputs of a linear's product for each principal direction, after those of the rest."""
+_SMALLEST_BLOCK = 16
+"""Of inputs that share a scale: ONNX Runtime's and TensorRT's kernels take none below it."""
 SMALLEST_ROW = 1e-4
 """Rows below it are divided by it instead: float16 has 1/1e-4, and such a row is all but zero."""
 
@@ -136,10 +141,33 @@ class Formats:
         if form.activations is Activations.ROW and not _matches(name, self.per_token):
             form = replace(form, activations=Activations.STATIC)
         if form.block is not None:
-            form = replace(form, block=_block(name, num_inputs, form.block))
+            block = _block(num_inputs, form.block)
+            if block < _SMALLEST_BLOCK:
+                raise _undivided({name: num_inputs}, form.block, self.keep)
+            form = replace(form, block=block)
         is_by_row = form.activations is Activations.ROW
         most = num_inputs // 4 // RANK_MULTIPLE * RANK_MULTIPLE if is_by_row else 0
         return replace(form, rank=min(form.rank, most))
+
+    def check_blocks(self, inputs: Mapping[str, int]) -> None:
+        """Refuse linears that cannot be rounded in blocks: all of them at once.
+
+        Args:
+            inputs: how many each linear of the model has.
+
+        Raises:
+            RecipeError: no block size divides the inputs of some that are not kept.
+        """
+        largest = self.linear.block if self.linear is not None else None
+        if largest is None:
+            return
+        undivided = {
+            name: count
+            for name, count in inputs.items()
+            if not _matches(name, self.keep) and _block(count, largest) < _SMALLEST_BLOCK
+        }
+        if undivided:
+            raise _undivided(undivided, largest, self.keep)
 
 
 def check_patterns(key: str, patterns: Iterable[str], names: Sequence[str]) -> None:
@@ -161,13 +189,22 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _block(name: str, num_inputs: int, largest: int) -> int:
+def _block(num_inputs: int, largest: int) -> int:
+    """Return the largest block size that divides the inputs; a small one cannot be used."""
     block = largest
     while num_inputs % block:
         block //= 2
-    if block < 16:  # noqa: PLR2004 - the smallest that ONNX Runtime's and TensorRT's kernels take
-        raise RecipeError(
-            f"{name} has {num_inputs} inputs, which no block size from 16 to {largest} divides",
-            f"keep it in 16 bit: keep = ['{name}']",
-        )
     return block
+
+
+def _undivided(inputs: Mapping[str, int], largest: int, keep: Iterable[str]) -> RecipeError:
+    counts: dict[str, int] = {}
+    for name, count in inputs.items():  # all layers alike are one pattern
+        counts[re.sub(r"\.\d+\.", ".*.", name) if len(inputs) > 1 else name] = count
+    patterns = list(dict.fromkeys([*keep, *counts]))
+    told = ", ".join(f"{name} has {count} inputs" for name, count in counts.items())
+    return RecipeError(
+        f"{told}, which no block size from {_SMALLEST_BLOCK} to {largest} divides",
+        f"keep them in 16 bit: {' '.join(f'--keep {quote(p)}' for p in patterns)}; or in a recipe "
+        f"keep = {json.dumps(patterns)}",
+    )

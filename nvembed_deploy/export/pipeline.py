@@ -32,12 +32,18 @@ from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
 from nvembed_deploy.export.engine import build_engine, probe
 from nvembed_deploy.export.engine_profiles import choose_profiles
-from nvembed_deploy.export.formats import Formats, Rounding
+from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import INPUTS, Block, author_graph
 from nvembed_deploy.export.hf_files import write_hf_files
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
 from nvembed_deploy.export.measured import Measure, OnBlock, open_questions
-from nvembed_deploy.export.plan import Export, device_of, graph_options
+from nvembed_deploy.export.plan import (
+    Export,
+    check_out,
+    device_of,
+    graph_options,
+    unrounded_weights,
+)
 from nvembed_deploy.export.progress import Progress, SilentProgress
 from nvembed_deploy.export.provenance import source_of, tool_versions
 from nvembed_deploy.export.recipe import ExportRecipe
@@ -65,11 +71,12 @@ def run_export(
     """Write the artifact; it appears whole, or not at all.
 
     Raises:
-        ArtifactError: `out_dir` exists, or cannot be written.
+        ArtifactError: `out_dir` exists, cannot be written, or holds what the export reads.
         CheckpointError: a tensor cannot be used.
         GateError: the written graph does not agree with the checkpoint.
         HardwareError, MissingPackageError, RecipeError: the engine cannot be built.
     """
+    check_out(export, out_dir)
     if export.recipe.engine is not None:
         probe(export.recipe.engine, export.graph_facts)
     progress = progress or SilentProgress()
@@ -189,8 +196,7 @@ def _check(export: Export, file: WeightFile, stage: Path, on_block: OnBlock) -> 
 
 def _num_parameters(export: Export) -> int:
     """Return how many the graph has before rounding: no scales, no codes that linears have more."""
-    floats = replace(export.options, formats=Formats(), fp8_attention=False)
-    entries = author_graph(export.checkpoint.spec, floats).weights
+    entries = unrounded_weights(export.checkpoint.spec, export.options)
     return sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in entries)
 
 

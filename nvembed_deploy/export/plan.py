@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.export.builder import WeightEntry
 from nvembed_deploy.export.calibration_record import CalibrationRecord
 from nvembed_deploy.export.calibration_texts import read_texts
 from nvembed_deploy.export.engine_options import GraphFacts, check_engine
-from nvembed_deploy.export.formats import check_patterns
+from nvembed_deploy.export.formats import Formats, check_patterns
 from nvembed_deploy.export.graph import Block, GraphOptions, author_graph
 from nvembed_deploy.export.provenance import source_of
 from nvembed_deploy.export.recipe import ExportRecipe
 from nvembed_deploy.export.weight_file import INPUT_SCALE, LINEAR, OUTPUT_SCALE
 from nvembed_deploy.model.weights import Weights, open_weights
 from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.staging import refuse_inside
+from nvembed_deploy.text import fault_of
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,15 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
         ArtifactError: there are no such ranges.
         CheckpointError: the checkpoint cannot be used.
         HardwareError: the device, or what the engine asked for needs, is not there.
-        RecipeError: the engine asked for cannot be built, a pattern means no linear, or texts
-            cannot be read.
+        RecipeError: the engine asked for cannot be built, a pattern means no linear, linears
+            cannot be rounded in blocks, or texts cannot be read.
     """
     checkpoint = open_checkpoint(checkpoint_path)
     weights = open_weights(checkpoint)
     record = None if recipe.ranges is None else CalibrationRecord.read(Path(recipe.ranges))
     if record is not None and recipe.activations is None:
         recipe = replace(recipe, per_token=record.per_token)
+    _check_blocks(recipe, checkpoint.spec)
     block = author_graph(checkpoint.spec, graph_options(recipe))
     if record is not None:
         _check_ranges(record, checkpoint, recipe, block)
@@ -93,6 +98,42 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
         device_of(recipe)
     _read_texts(recipe)
     return export
+
+
+def check_out(export: Export, out_dir: Path) -> None:
+    """Refuse a folder for the artifact that holds what is read for it, or that nothing can read.
+
+    Raises:
+        ArtifactError: it does, or its path is not UTF-8.
+    """
+    if fault_of(str(out_dir.resolve())):
+        raise ArtifactError(
+            f"{str(out_dir)!a} is no UTF-8 path, which no tokenizer and no graph is read from",
+            "choose a folder whose path is UTF-8",
+        )
+    checkpoint, recipe, engine = export.checkpoint, export.recipe, export.recipe.engine
+    tensors = (*checkpoint.backbone.values(), *checkpoint.pooler.values())
+    paths = dict.fromkeys(tensor.path for tensor in tensors)
+    parts = [("adapter", checkpoint.adapter), ("tokenizer", checkpoint.tokenizer)]
+    files = [(key, getattr(recipe, key)) for key in ("calibration", "ranges", "cache")]
+    files += [(key, getattr(engine, key, None)) for key in ("profile_from", "timing_cache")]
+    weights = [("checkpoint's file", path) for path in paths]
+    refuse_inside(out_dir, [("checkpoint", checkpoint.path), *parts, *weights, *files])
+
+
+def unrounded_weights(spec: ModelSpec, options: GraphOptions) -> list[WeightEntry]:
+    """Return the weights that a graph has before rounding: no scales, no codes of inputs."""
+    floats = replace(options, formats=Formats(), fp8_attention=False)
+    return author_graph(spec, floats).weights
+
+
+def _check_blocks(recipe: ExportRecipe, spec: ModelSpec) -> None:
+    linear = recipe.formats.linear
+    if linear is None or linear.block is None:
+        return
+    entries = unrounded_weights(spec, graph_options(recipe))
+    inputs = {e.name.removesuffix(LINEAR): e.shape[0] for e in entries if e.name.endswith(LINEAR)}
+    recipe.formats.check_blocks(inputs)
 
 
 def _check_patterns(recipe: ExportRecipe, block: Block) -> None:

@@ -19,6 +19,7 @@ from nvembed_deploy.checkpoint import (
     DESCRIPTION,
     SCHEMA_VERSION,
     Checkpoint,
+    foreign_files,
     open_base,
     open_checkpoint,
     write_tokenizer,
@@ -27,7 +28,7 @@ from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.names import POOLER, our_name, pooler_shapes, released_name
 from nvembed_deploy.model.weights import open_weights
 from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec, TextSpec
-from nvembed_deploy.staging import staged_folder
+from nvembed_deploy.staging import refuse_inside, staged_folder
 from nvembed_deploy.tensorfile import open_tensors
 from nvembed_deploy.tensorwriter import SafetensorsWriter
 
@@ -67,19 +68,24 @@ def assemble_checkpoint(
         seed: of a fresh pooler.
 
     Raises:
+        ArtifactError: `out` exists and may not be replaced, or holds a part.
         CheckpointError: a part is missing or does not fit the others, or `out` is inside the base
             that is to be copied into it.
     """
-    for part in (parts.base, parts.adapter, parts.pooler, parts.tokenizer):
+    given = [(role, getattr(parts, role)) for role in ("base", "adapter", "pooler", "tokenizer")]
+    for _, part in given:
         if part is not None:
             _check_exists(part)
+    refuse_inside(out, given)
     if copy_base and Path(out).resolve().is_relative_to(parts.base.resolve()):
         raise CheckpointError(
             f"{out} is inside the base {parts.base}, which cannot be copied into itself",
             "choose a folder elsewhere",
         )
     pooling = parts.pooler_spec.pooling
-    with staged_folder(out, marker=DESCRIPTION, overwrite=overwrite) as stage:
+    with staged_folder(
+        out, marker=DESCRIPTION, overwrite=overwrite, foreign=foreign_files
+    ) as stage:
         description = {
             "schema_version": SCHEMA_VERSION,
             "name": parts.name or Path(out).resolve().name,

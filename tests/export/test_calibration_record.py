@@ -93,6 +93,18 @@ def test_ranges_of_another_model_are_refused(
         replace(record, **change).check(record.checkpoint, record.rotation, static)
 
 
+def test_ranges_from_before_a_file_was_named_are_used_again(calibrated: Path) -> None:
+    record = CalibrationRecord.read(calibrated)
+    now = {**record.checkpoint, "base/config.json": "1"}
+    old = {name: h for name, h in record.checkpoint.items() if name != "tokenizer.json"}
+    assert old != record.checkpoint
+    replace(record, checkpoint=old).check(now, record.rotation, [])
+    with pytest.raises(RecipeError, match=r"another checkpoint's: config\.json differs"):
+        replace(record, checkpoint=old).check({**now, "config.json": "0"}, record.rotation, [])
+    with pytest.raises(RecipeError, match=r"another checkpoint's: tokenizer\.json differs"):
+        record.check({**now, "tokenizer.json": "0"}, record.rotation, [])
+
+
 def test_an_artifact_that_was_not_calibrated_is_refused(
     tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,6 +68,8 @@ def test_the_manifest_says_where_the_artifact_comes_from(
             tmp_path / "checkpoint" / "adapter" / "adapter_model.safetensors"
         ),
         "pooler.safetensors": hash_file(tmp_path / "checkpoint" / "pooler.safetensors"),
+        "base/config.json": hash_file(tiny_base / "config.json"),
+        "tokenizer.json": hash_file(tmp_path / "checkpoint" / "tokenizer.json"),
     }
 
 

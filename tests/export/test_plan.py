@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.artifact import open_artifact
+from nvembed_deploy.errors import ArtifactError, RecipeError
+from nvembed_deploy.export.__main__ import main
+from nvembed_deploy.export.pipeline import run_export
 from nvembed_deploy.export.plan import plan_export
-from nvembed_deploy.export.recipe import load_recipe
+from nvembed_deploy.export.recipe import ExportRecipe, load_recipe
+from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
+from tests import factories
+from tests.model.test_adapter import write_adapter
 
 
 @pytest.mark.parametrize(
@@ -52,3 +65,93 @@ def test_half_a_character_in_a_text_is_refused_when_planning(
     recipe = load_recipe(None, {"precision": "int8", "calibration": str(path)})
     with pytest.raises(RecipeError, match=r"calibration .*texts\.jsonl, line 2: text has half"):
         plan_export(tiny_checkpoint, recipe)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "model"))
+
+
+def test_an_artifact_that_holds_the_checkpoint_is_not_overwritten(
+    tiny_checkpoint: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = shutil.copytree(tiny_checkpoint, artifact / "src" / "checkpoint")
+    assert main([str(checkpoint), str(artifact), "--overwrite"]) == 2
+    assert (
+        f"the checkpoint {checkpoint} lies there, and would be removed" in capsys.readouterr().err
+    )
+    assert (checkpoint / "config.json").exists()
+    assert open_artifact(artifact, "full")
+
+
+@pytest.mark.parametrize("part", ["base", "adapter", "pooler", "tokenizer"])
+def test_an_artifact_that_holds_a_part_of_the_checkpoint_is_not_overwritten(
+    tmp_path: Path, tiny_base: Path, tiny_pooler: Path, artifact: Path, part: str
+) -> None:
+    write_adapter(tiny_base, tmp_path / "lora")
+    parts = Parts(tiny_base, tmp_path / "lora", tiny_pooler, pooler_spec=factories.TINY.pooler)
+    checkpoint = tmp_path / "checkpoint"
+    assemble_checkpoint(parts, checkpoint, copy_base=True)
+    names = {"pooler": "pooler.safetensors", "tokenizer": "tokenizer.json"}
+    name = names.get(part, part)
+    (checkpoint / name).rename(artifact / f"my-{name}")
+    (checkpoint / name).symlink_to(artifact / f"my-{name}")
+    planned = plan_export(checkpoint, ExportRecipe())
+    before = sorted(artifact.rglob("*"))
+    with pytest.raises(ArtifactError, match="lies there, and would be removed"):
+        run_export(planned, artifact, overwrite=True)
+    assert sorted(artifact.rglob("*")) == before
+
+
+@pytest.mark.parametrize("key", ["calibration", "ranges", "cache"])
+def test_texts_ranges_and_cache_may_not_lie_in_the_artifact(
+    tiny_checkpoint: Path, artifact: Path, key: str
+) -> None:
+    planned = plan_export(tiny_checkpoint, ExportRecipe())
+    planned = replace(planned, recipe=replace(planned.recipe, **{key: str(artifact / "it")}))
+    with pytest.raises(ArtifactError, match=f"the {key} {artifact / 'it'} lies there"):
+        run_export(planned, artifact, overwrite=True)
+    with pytest.raises(ArtifactError, match=f"the {key} .* lies there"):
+        run_export(planned, artifact.with_name("model") / "..//model", overwrite=True)
+
+
+def test_files_for_the_engine_may_not_lie_in_the_artifact(
+    tiny_checkpoint: Path, artifact: Path
+) -> None:
+    texts = artifact / "texts.jsonl"
+    texts.write_text('{"text": "a"}\n')
+    values = {"engine": {"flavour": "tensorrt", "timing_cache": str(artifact / "timing")}}
+    for changed, named in (({}, "timing_cache"), ({"profile_from": str(texts)}, "profile_from")):
+        values["engine"] |= changed
+        planned = plan_export(tiny_checkpoint, ExportRecipe())
+        planned = replace(planned, recipe=load_recipe(None, values))
+        with pytest.raises(ArtifactError, match=f"the {named} .* lies there"):
+            run_export(planned, artifact, overwrite=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there alone")
+def test_a_place_that_is_not_utf8_is_named_as_what_is_wrong(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = Path(os.fsdecode(bytes(tmp_path) + b"/a\xff"))
+    with pytest.raises(ArtifactError, match=r"a\\udcff' is no UTF-8 path") as caught:
+        run_export(plan_export(tiny_checkpoint, ExportRecipe()), out)
+    assert "choose a folder" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_linears_that_no_block_divides_are_named_with_what_keeps_them(tmp_path: Path) -> None:
+    backbone = replace(factories.TINY.backbone, intermediate_size=100)
+    spec = replace(factories.TINY, backbone=backbone)
+    checkpoint = factories.write_released(tmp_path / "odd", spec)
+    recipe = load_recipe(None, {"precision": "int4-weight", "keep": ["pooler.*"]})
+    with pytest.raises(RecipeError) as caught:
+        plan_export(checkpoint, recipe)
+    assert caught.value.problem == (
+        "backbone.layers.*.mlp.down_proj has 100 inputs, which no block size from 16 to 128 divides"
+    )
+    words = shlex.split(re.sub(";.*", "", caught.value.fix.partition(": ")[2]))
+    patterns = ["pooler.*", "backbone.layers.*.mlp.down_proj"]
+    assert words == ["--keep", patterns[0], "--keep", patterns[1]]
+    assert caught.value.fix.endswith(f"keep = {json.dumps(patterns)}")
+    assert plan_export(checkpoint, replace(recipe, keep=tuple(patterns)))

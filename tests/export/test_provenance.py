@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from nvembed_deploy.artifact import hash_file
 from nvembed_deploy.checkpoint import open_checkpoint
 from nvembed_deploy.export.provenance import source_of, tool_versions
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
+from nvembed_deploy.spec import Pooling
 from tests import factories
 from tests.model.test_adapter import write_adapter
+from tests.tensor_data import gguf_metadata, gguf_tensors, write_gguf
 
 
 @pytest.fixture
@@ -57,7 +60,8 @@ def test_parts_of_other_names_and_places_are_hashed_too(checkpoint: Path) -> Non
 def test_a_pooler_that_is_not_used_is_not_named(checkpoint: Path) -> None:
     change(checkpoint / "checkpoint.json", pooler_spec={"pooling": "mean"}, adapter=None)
     assert (checkpoint / "pooler.safetensors").exists()
-    assert list(hashes(checkpoint)) == ["checkpoint.json"]
+    named = list(hashes(checkpoint))
+    assert named == ["checkpoint.json", "base/config.json", "tokenizer.json"]
 
 
 def test_a_released_models_weights_are_not_read(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -65,7 +69,37 @@ def test_a_released_models_weights_are_not_read(tmp_path: Path, tiny_checkpoint:
     checkpoint = open_checkpoint(copied)
     for shard in copied.glob("*.safetensors"):
         shard.unlink()
-    assert list(source_of(checkpoint)["sha256"]) == ["config.json", "model.safetensors.index.json"]
+    named = list(source_of(checkpoint)["sha256"])
+    assert named == ["config.json", "model.safetensors.index.json", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["elsewhere", "copied"])
+def test_the_bases_config_and_the_tokenizer_are_named_wherever_they_lie(
+    tmp_path: Path, tiny_base: Path, copied: bool
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "decoder"))
+    out = tmp_path / "out"
+    assemble_checkpoint(Parts(base, pooler_spec=factories.TINY.pooler), out, copy_base=copied)
+    config = (out / "base" if copied else base) / "config.json"
+    before = hashes(out)
+    change(config, rope_theta=5000.0)
+    after = hashes(out)
+    assert [n for n in before if before[n] != after[n]] == ["base/config.json"]
+    (out / "tokenizer.json").unlink()
+    change(config.parent / "tokenizer.json", version="1.1")
+    assert [n for n in after if after[n] != hashes(out)[n]] == ["tokenizer.json"]
+
+
+def test_a_gguf_base_is_weights_and_is_not_read(tmp_path: Path) -> None:
+    tokens = ["a", "b", "ab", *map(str, range(3, factories.TINY.backbone.vocab_size))]
+    metadata = gguf_metadata() | {"tokenizer.ggml.tokens": tokens}
+    base = write_gguf(tmp_path / "base.gguf", metadata, gguf_tensors())
+    (tmp_path / "config.json").write_text("{}")  # of something else
+    parts = Parts(base, pooler_spec=replace(factories.TINY.pooler, pooling=Pooling.MEAN))
+    assemble_checkpoint(parts, tmp_path / "out")
+    assert list(hashes(tmp_path / "out")) == ["checkpoint.json", "tokenizer.json"]
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    assert list(hashes(tmp_path / "out")) == ["checkpoint.json"]
 
 
 def test_the_tools_are_this_package_and_what_is_installed_of_the_others() -> None:

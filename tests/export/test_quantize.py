@@ -148,6 +148,15 @@ class TestFormats:
         with pytest.raises(RecipeError, match="x has 100 inputs"):
             Formats(SCHEMES["int4-weight"].linear).of("x", 100)
 
+    def test_layers_alike_are_one_name(self) -> None:
+        names = [f"a.{layer}.{linear}" for layer in range(12) for linear in ("up", "down")]
+        formats = Formats(SCHEMES["int4-weight"].linear, keep=("*.up",))
+        with pytest.raises(RecipeError) as caught:
+            formats.check_blocks({**dict.fromkeys(names, 40), "b": 64, "c": 8})
+        assert caught.value.problem.startswith("a.*.down has 40 inputs, c has 8 inputs, which no")
+        assert caught.value.fix.endswith('keep = ["*.up", "a.*.down", "c"]')
+        Formats(SCHEMES["int8"].linear).check_blocks({"c": 8})  # has no blocks
+
 
 def test_scales_of_blocks_are_those_of_the_blocks_alone() -> None:
     form = LinearFormat(Code.INT4, Activations.FLOAT, block=16)

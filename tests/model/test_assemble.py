@@ -158,6 +158,58 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, parts: Par
     assert listing(base) == listing(parts.base)
 
 
+def test_a_description_of_something_else_is_never_replaced(tmp_path: Path, parts: Parts) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / DESCRIPTION).write_text('{"step": 100, "weights": "model.bin"}')
+    with pytest.raises(ArtifactError, match=r"something else made its checkpoint\.json"):
+        assemble_checkpoint(parts, out, overwrite=True)
+    assert listing(out) == [DESCRIPTION]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_files_that_a_checkpoint_does_not_name_are_named_and_kept(
+    tmp_path: Path, parts: Parts, copied: bool
+) -> None:
+    out = tmp_path / "out"
+    write_adapter(parts.base, tmp_path / "lora")
+    parts = replace(parts, adapter=tmp_path / "lora")
+    for _ in range(2):
+        assemble_checkpoint(parts, out, copy_base=copied, overwrite=True)
+    (out / "notes").mkdir()
+    (out / "notes" / "README.md").touch()
+    with pytest.raises(
+        ArtifactError, match=r"it holds notes/README\.md, which something else made"
+    ):
+        assemble_checkpoint(parts, out, overwrite=True)
+    assert (out / "notes" / "README.md").exists()
+
+
+def test_a_base_that_is_described_by_the_folder_itself_is_kept(
+    tmp_path: Path, parts: Parts
+) -> None:
+    out = Path(shutil.copytree(parts.base, tmp_path / "out"))
+    (out / DESCRIPTION).write_text('{"schema_version": 1, "base": "."}')
+    with pytest.raises(ArtifactError, match=r"it holds config\.json, model\.safetensors, which"):
+        assemble_checkpoint(parts, out, overwrite=True)
+    assert listing(out) == [DESCRIPTION, *listing(parts.base)]
+
+
+@pytest.mark.parametrize("part", ["base", "adapter", "pooler", "tokenizer"])
+def test_a_part_inside_the_folder_that_is_replaced_is_refused(
+    tmp_path: Path, parts: Parts, part: str
+) -> None:
+    out = tmp_path / "out"
+    write_adapter(parts.base, tmp_path / "lora")
+    assemble_checkpoint(replace(parts, adapter=tmp_path / "lora"), out, copy_base=True)
+    names = {"base": "base", "adapter": "adapter", "pooler": "pooler.safetensors"}
+    inside = out / names.get(part, "tokenizer.json")
+    before = listing(out)
+    with pytest.raises(ArtifactError, match=f"the {part} {inside} lies there"):
+        assemble_checkpoint(replace(parts, **{part: inside}), out, overwrite=True)
+    assert listing(out) == before
+
+
 def test_copying_a_base_into_itself_is_refused(tmp_path: Path, parts: Parts) -> None:
     base = shutil.copytree(parts.base, tmp_path / "base")
     with pytest.raises(CheckpointError, match="cannot be copied into itself"):
