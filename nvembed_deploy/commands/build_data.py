@@ -85,7 +85,7 @@ def _build(args: argparse.Namespace, lengths: Lengths) -> None:
     from nvembed_deploy.train.data.rows import write_rows
 
     cli.check_out("--out", args.out)
-    builder = Builder(load_plan(args.plan), skip_bad=args.skip_bad)
+    builder = Builder(load_plan(args.plan), skip_bad=args.skip_bad, out=args.out)
 
     def measured() -> Iterator[Row]:
         for row in builder.rows():

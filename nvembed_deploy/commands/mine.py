@@ -138,11 +138,11 @@ def _write_mined(args: argparse.Namespace, miner: Any) -> int:  # noqa: ANN401 -
 
     folder = args.cache or args.out.with_name(f".{args.out.name}.embeddings")
     options = RuntimeOptions(device=args.device, threads=args.threads)
-    teacher_id = f"{folder_id(args.teacher)}\n{args.runtime} {args.device} {args.max_tokens}"
     with (
         load_encoder(args.teacher, args.runtime, options=options) as encoder,
         progress_bar(miner.num_texts, sys.stderr.isatty()) as advance,
     ):
+        teacher_id = f"{folder_id(args.teacher)}\n{args.runtime} {args.device} {args.max_tokens}"
         teacher = _CutTexts(encoder, args.max_tokens, args.batch_size)
         store = EmbeddingStore(folder, teacher, teacher_id)
         count = write_rows(args.out, miner.mine(store, advance))

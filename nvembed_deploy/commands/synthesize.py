@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from nvembed_deploy import cli
@@ -77,6 +78,7 @@ def synthesize(args: argparse.Namespace) -> None:
     folder = args.out.with_name(f".{args.out.name}.replies")
     with (
         open_log(folder, order, args.model) as log,
+        closing(endpoint),
         progress_bar(order.tasks * order.examples_a_task, sys.stderr.isatty()) as advance,
     ):
         synthesis = Synthesis(endpoint.answer, order, log)

@@ -124,3 +124,21 @@ def test_wrong_input_is_two_lines(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert problem in error
+
+
+def test_what_lies_beside_raw_data_is_not_read(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "raw", tmp_path / "raw" / "train.jsonl"
+    folder.mkdir()
+    raw.write(folder / "topics.jsonl", raw.labelled_rows())
+    raw.write(folder / "topics.jsonl.bak", ["{"])
+    (folder / ".made.jsonl.replies").mkdir()
+    raw.write(folder / ".made.jsonl.replies" / "replies.jsonl", [{"model": "m"}])
+    plan.write_text(plan.read_text().replace("/topics.jsonl", "/raw"))
+    words = ["build-data", str(plan), "--out", str(out)]
+    assert main(words) == 0
+    first = out.read_bytes()
+    assert main(words) == 0
+    assert out.read_bytes() == first
+    assert capsys.readouterr().out.count("topics: 7 examples\n") == 2

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,31 @@ def test_a_key_that_is_none_is_never_sent(
         assert main(words(stub, tmp_path / "o.jsonl", "--api-key-env", "MY_KEY")) == 2
     assert stub.requests == []
     assert capsys.readouterr().err.startswith("error: MY_KEY holds no key")
+
+
+def test_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
+    out, end = tmp_path / "made.jsonl", threading.Event()
+
+    def silent(_: Stub, number: int) -> tuple[int, bytes] | None:
+        if number > 6:  # some are in flight, some wait for another try
+            end.wait(60)
+        return (503, b"busy") if number > 4 else None
+
+    with serve(Stub(silent)) as stub:
+        command = [sys.executable, "-m", "nvembed_deploy", *words(stub, out, "--concurrency", "4")]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while len(stub.requests) <= 6 and process.poll() is None:
+            time.sleep(0.01)
+        before = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        try:
+            error = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+            end.set()
+        took = time.monotonic() - before
+    assert (process.returncode, took < 10, out.exists()) == (130, True, False)
+    assert error == "interrupted; nothing half-written was left\n"
+    with serve(Stub()) as stub:
+        assert main(words(stub, out)) == 0
+        assert len(stub.requests) < 12 + 3  # what was answered before is kept

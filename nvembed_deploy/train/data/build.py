@@ -9,12 +9,22 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.labelled import Labelled, by_example, by_label_text, read_labelled
 from nvembed_deploy.train.data.overlap import evaluation_texts, near_duplicates
 from nvembed_deploy.train.data.plan import DataPlan, Kind, SourcePlan
-from nvembed_deploy.train.data.rows import Faults, Placed, Row, read_rows
+from nvembed_deploy.train.data.rows import (
+    Faults,
+    Placed,
+    Row,
+    data_files,
+    labelled_negatives,
+    pair_fault,
+    read_rows,
+    with_negatives,
+)
 from nvembed_deploy.train.data.scored import Scored, both_directions, read_scored
 from nvembed_deploy.train.example import fault_of
 
@@ -41,18 +51,24 @@ class SourceReport:
 class Builder:
     """Makes the examples of a plan, source by source."""
 
-    def __init__(self, plan: DataPlan, *, skip_bad: bool) -> None:
+    def __init__(self, plan: DataPlan, *, skip_bad: bool, out: Path | None = None) -> None:
         """Read the evaluations of the plan.
+
+        Args:
+            plan: what is built.
+            skip_bad: count rows with a fault and leave them out, in place of stopping.
+            out: where the examples go; never read where it lies in a source's folder.
 
         Raises:
             InputError: an evaluation cannot be read.
         """
         self._plan = plan
         self._skip_bad = skip_bad
+        self._out = out
         self._evaluation = {
             text: None
             for section in plan.evaluation
-            for text in evaluation_texts(section.path, section.where)
+            for text in evaluation_texts(section.path, section.where, without=out)
         }
         self.reports: list[SourceReport] = []
 
@@ -92,7 +108,7 @@ class Builder:
 
     def _examples(self, source: SourcePlan, report: SourceReport) -> Iterator[Placed]:
         faults, seed = report.faults, self._plan.seed
-        rows = _chosen(source, faults)
+        rows = self._chosen(source, faults)
         if source.kind is Kind.PAIRS:
             yield from self._pairs(rows, report)
         elif source.kind is Kind.STS:
@@ -109,11 +125,18 @@ class Builder:
             else:
                 yield from by_example(texts, source, seed, faults)
 
+    def _chosen(self, source: SourcePlan, faults: Faults) -> Iterator[Placed]:
+        """Yield the rows of a source's files that `where` takes."""
+        for file in data_files(source.path, without=self._out):
+            for place, row in read_rows(file, faults):
+                if all(row.get(key) == value for key, value in source.where.items()):
+                    yield place, row
+
     def _pairs(self, rows: Iterator[Placed], report: SourceReport) -> Iterator[Placed]:
         """Yield pairs of which neither side, and negatives of which none, are an evaluation's."""
         placed = []
         for place, row in rows:
-            fault = fault_of(row)
+            fault = pair_fault(row)
             if fault is None:
                 placed.append((place, row))
             else:
@@ -121,8 +144,9 @@ class Builder:
         leaked = self._leaked((text for _, row in placed for text in _texts(row)), report)
         for place, row in placed:
             if row["query"] not in leaked and row["positive"] not in leaked:
-                negatives = [t for t in row.get("negatives") or () if t not in leaked]
-                yield place, {**row, "negatives": list(dict.fromkeys(negatives))}
+                negatives = dict(labelled_negatives(row))
+                kept = {text: negatives[text] for text in negatives if text not in leaked}
+                yield place, with_negatives(row, kept.items())
 
     def _leaked(self, texts: Iterable[str], report: SourceReport) -> dict[str, str]:
         if self._evaluation:
@@ -145,15 +169,6 @@ def _reasons(report: SourceReport) -> str:
     return "; ".join(reasons) or "no row fits"
 
 
-def _chosen(source: SourcePlan, faults: Faults) -> Iterator[Placed]:
-    """Yield the rows of a source's files that `where` takes."""
-    files = sorted(source.path.rglob("*.jsonl*")) if source.path.is_dir() else [source.path]
-    for file in files:
-        for place, row in read_rows(file, faults):
-            if all(row.get(key) == value for key, value in source.where.items()):
-                yield place, row
-
-
 def _texts(row: Row) -> list[str]:
     return [row["query"], row["positive"], *(row.get("negatives") or ())]
 
@@ -161,12 +176,13 @@ def _texts(row: Row) -> list[str]:
 def _completed(row: Row, source: SourcePlan) -> Row:
     """Return a row with all keys of the format, its own extra ones after them."""
     own = source.instruction if source.instruction is not None else row.get("instruction")
-    return {
+    whole = {
         "task_type": _TASK_TYPES.get(source.kind) or row.get("task_type") or "retrieval",
         "instruction": own or "",
         "query": row["query"],
         "positive": row["positive"],
-        "negatives": [text for text in row["negatives"][: source.negatives] if text.strip()],
+        "negatives": [],
         "source": source.name,
         **{key: row[key] for key in ("label",) if key in row},
     }
+    return with_negatives(whole, labelled_negatives(row)[: source.negatives])

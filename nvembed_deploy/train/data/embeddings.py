@@ -8,6 +8,7 @@ Legend: N texts, D hidden.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from typing import IO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nvembed_deploy.artifact import is_artifact
+from nvembed_deploy.checkpoint import open_checkpoint
+from nvembed_deploy.stamps import stamps_of
 from nvembed_deploy.train.data.lock import hold
 
 _FLOAT_BYTES = 4
@@ -106,7 +110,18 @@ def _key(teacher_id: str, instruction: str, texts: Sequence[str]) -> str:
 
 
 def folder_id(folder: Path) -> str:
-    """Return a text that changes with the names, sizes and times of a folder's files."""
+    """Return a text that changes with the names, sizes and times of a teacher's files.
+
+    Those of a checkpoint's base count too, wherever they lie.
+
+    Args:
+        folder: an artifact or a checkpoint.
+
+    Raises:
+        CheckpointError: it is no artifact, and cannot be used as a checkpoint.
+    """
+    if not is_artifact(folder):
+        return json.dumps(stamps_of(open_checkpoint(folder)))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     parts = [str(folder.resolve())]
     for path in files:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -22,6 +22,10 @@ from nvembed_deploy.train.data.prompts import Message
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _LONGEST_WAIT_SECONDS = 60.0
 _SHOWN = 200
+
+
+class ClosedError(Exception):
+    """The endpoint was closed while an answer was waited for; nobody wants it any more."""
 
 
 class _PassingError(Exception):
@@ -44,6 +48,7 @@ class Endpoint:
     timeout_seconds: float = 300.0
     tries: int = 6
     first_wait_seconds: float = 1.0
+    closed: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the URL.
@@ -61,9 +66,12 @@ class Endpoint:
 
         Raises:
             InputError: the server refuses, or still fails after all tries.
+            ClosedError: the endpoint was closed.
         """
         problem = ""
         for number in range(self.tries):
+            if self.closed.is_set():
+                raise ClosedError
             try:
                 return self._ask(messages)
             except _PassingError as error:
@@ -71,11 +79,15 @@ class Endpoint:
                 wait = min(self.first_wait_seconds * 2**number, _LONGEST_WAIT_SECONDS)
                 wait = max(wait * random.uniform(0.5, 1.0), error.wait_seconds)
             if number + 1 < self.tries:
-                time.sleep(wait)
+                self.closed.wait(wait)
         raise InputError(
             f"{self.url} failed {self.tries} times, last with: {problem}",
             "see to the server and run the same command again: it goes on where it was",
         )
+
+    def close(self) -> None:
+        """Ask nothing any more, and wake those who wait for another try."""
+        self.closed.set()
 
     def _ask(self, messages: Sequence[Message]) -> str:
         body = {

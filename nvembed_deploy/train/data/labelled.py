@@ -26,22 +26,28 @@ class Labelled:
 def read_labelled(rows: Iterable[Placed], plan: SourcePlan, faults: Faults) -> Iterator[Labelled]:
     """Yield each text once with its label (numbers and booleans as texts).
 
-    Empty texts, missing labels and repeated texts are faults; so are labels that `label_texts`
-    does not know, and known ones that no row has.
+    Empty texts, missing labels and repeated texts are faults; so are all rows of a text that has
+    two labels, labels that `label_texts` does not know, and known ones that no row has.
     """
-    labels: dict[str, str] = {}
-    unseen = set(plan.label_texts)
+    first: dict[str, Labelled] = {}
+    doubtful: dict[str, None] = {}
     for place, row in rows:
         text, label = row.get(plan.column("text")), row.get(plan.column("label"))
-        fault = _fault(text, label, plan) or _repetition(str(text), str(label), labels)
+        fault = _fault(text, label, plan)
         if fault is not None:
             faults.add(place, fault)
             continue
         item = Labelled(place, str(text), str(label))
-        labels[item.text] = item.label
-        unseen.discard(item.label)
-        yield item
-    for label in sorted(unseen):
+        before = first.setdefault(item.text, item)
+        if before.label != item.label:
+            faults.add(place, "the text occurred before, under another label")
+            doubtful[item.text] = None
+        elif before is not item:
+            faults.add(place, "the text occurred before")
+    for text in doubtful:
+        faults.add(first.pop(text).place, "the text occurs again, under another label")
+    yield from first.values()
+    for label in sorted(set(plan.label_texts) - {item.label for item in first.values()}):
         faults.add(str(plan.path), f"label {label!r} of label_texts is never seen")
 
 
@@ -55,12 +61,6 @@ def _fault(text: object, label: object, plan: SourcePlan) -> str | None:
     if plan.label_texts and str(label) not in plan.label_texts:
         return f"label {label!r:.60} is not among label_texts {sorted(plan.label_texts)[:10]}"
     return None
-
-
-def _repetition(text: str, label: str, labels: dict[str, str]) -> str | None:
-    if text not in labels:
-        return None
-    return "the text occurred before" + ("" if labels[text] == label else ", under another label")
 
 
 def by_label_text(texts: Sequence[Labelled], plan: SourcePlan, seed: int) -> Iterator[Placed]:
@@ -77,6 +77,7 @@ def by_label_text(texts: Sequence[Labelled], plan: SourcePlan, seed: int) -> Ite
                 "positive": plan.label_texts.get(item.label, item.label),
                 "negatives": [plan.label_texts.get(name, name) for name in negatives],
                 "label": item.label,
+                "negative_labels": negatives,
             },
         )
 
@@ -98,13 +99,16 @@ def by_example(
         if len(group) == 1:
             faults.add(item.place, f"label {item.label!r:.60} has this one text, so no positive")
             continue
+        positive = _another(group, item.text, drawn)
+        negatives = _outsiders(groups, item.label, plan.negatives, drawn)
         yield (
             item.place,
             {
                 "query": item.text,
-                "positive": _another(group, item.text, drawn),
-                "negatives": _outsiders(groups, item.label, plan.negatives, drawn),
+                "positive": positive,
+                "negatives": list(negatives),
                 "label": item.label,
+                "negative_labels": list(negatives.values()),
             },
         )
 
@@ -117,11 +121,12 @@ def _another(group: list[str], text: str, drawn: random.Random) -> str:
             return other
 
 
-def _outsiders(groups: Groups, label: str, count: int, drawn: random.Random) -> list[str]:
+def _outsiders(groups: Groups, label: str, count: int, drawn: random.Random) -> dict[str, str]:
+    """Draw texts of other labels; return each with its label."""
     others = [name for name in groups if name != label]
     if not others:
-        return []
+        return {}
     chosen: list[str] = []
     while len(chosen) < count:
         chosen += drawn.sample(others, min(count - len(chosen), len(others)))
-    return list(dict.fromkeys(drawn.choice(groups[name]) for name in chosen))
+    return {drawn.choice(groups[name]): name for name in chosen}

@@ -1,14 +1,14 @@
 """This file owns mining: pairs in, the same pairs with hard negatives found by a teacher out.
 
-Pairs of one task, source and instruction are a group. Its passages are its positives, the negatives
-that were given and what else the corpus holds; negatives come from the same group.
+Pairs of one task, source and instruction are a group (`group.py`); negatives come from the same
+group, and labels hold within it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import inf
 
 import numpy as np
@@ -16,29 +16,10 @@ from numpy.typing import NDArray
 
 from nvembed_deploy.train.counts import counted
 from nvembed_deploy.train.data.embeddings import EmbeddingStore
-from nvembed_deploy.train.data.nearest import nearest
+from nvembed_deploy.train.data.group import EmbeddedGroup, Group, Near, groups_of
 from nvembed_deploy.train.data.negatives import Choice, choose
-from nvembed_deploy.train.data.rows import Row
-from nvembed_deploy.train.example import SYMMETRIC
-
-GroupKey = tuple[str, str, str]
-"""Task type, source and instruction."""
-
-
-@dataclass
-class Group:
-    """Pairs that share passages: the numbers of their rows, and the passages by number."""
-
-    task_type: str
-    instruction: str
-    rows: list[int] = field(default_factory=list)
-    passages: dict[str, int] = field(default_factory=dict)
-
-    def add_passages(self, texts: Iterable[str]) -> None:
-        """Number the texts that are new."""
-        for text in texts:
-            if text.strip():
-                self.passages.setdefault(text, len(self.passages))
+from nvembed_deploy.train.data.relevance import Relevance
+from nvembed_deploy.train.data.rows import Row, labelled_negatives, with_negatives
 
 
 @dataclass
@@ -49,12 +30,14 @@ class MiningReport:
     passages: int = 0
     negatives: int = 0
     known_relevant: int = 0
-    """Passed over: positives of the same query, texts of the same label, the query itself."""
+    """Never taken: positives of the same query, texts that share a label, the query itself."""
     rejected: int = 0
     """False negatives, as far as the rule tells: too near to the query beside its positive."""
     rows_with_rejected: int = 0
     rows_short: int = 0
     """With fewer negatives than asked for."""
+    rows_without: int = 0
+    """With none."""
     rows_positive_first: int = 0
     """The teacher ranks no candidate above the positive."""
 
@@ -66,10 +49,20 @@ class MiningReport:
             f"{counted(self.negatives, 'negative')}",
             f"rejected as false negatives: {counted(self.rejected, 'candidate')} in "
             f"{counted(self.rows_with_rejected, 'row')} ({self.rows_with_rejected * share:.1f}%)",
-            f"passed over as known to be relevant: {counted(self.known_relevant, 'candidate')}",
+            f"passed over as known to be relevant: {counted(self.known_relevant, 'passage')}",
             f"positive above all candidates: {self.rows_positive_first * share:.1f}% of rows",
-            f"fewer negatives than asked for: {counted(self.rows_short, 'row')}",
+            f"fewer negatives than asked for: {counted(self.rows_short, 'row')}, "
+            f"none at all: {counted(self.rows_without, 'row')}",
         ]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which of some near passages are negatives, by place, and what was seen on the way."""
+
+    places: NDArray[np.int64]
+    rejected: int
+    is_positive_first: bool
 
 
 class Miner:
@@ -86,108 +79,82 @@ class Miner:
         self._rows = rows
         self._choice = choice
         self.report = MiningReport(rows=len(rows))
-        self._groups = _groups(rows, list(corpus))
-        self._relevant: dict[tuple[str, str], set[str]] = defaultdict(set)
-        self._labels: dict[str, str] = {}
+        self._groups = groups_of(rows, list(corpus))
+        # by instruction, then query: the same question in two sources has the positives of both
+        self._positives: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         for row in rows:
-            self._relevant[row.get("instruction") or "", row["query"]].add(row["positive"])
-            if row.get("label") is not None:
-                self._labels[row["query"]] = self._labels[row["positive"]] = str(row["label"])
+            self._positives[row.get("instruction") or ""][row["query"]].add(row["positive"])
 
     @property
     def num_texts(self) -> int:
         """Return how many texts are embedded in all."""
-        return sum(len(group.passages) + len(_queries(group, self._rows)) for group in self._groups)
+        return sum(len(group.passages) + len(group.queries) for group in self._groups)
 
     def mine(
         self, store: EmbeddingStore, advance: Callable[[int], None] = lambda _: None
     ) -> Iterator[Row]:
         """Yield the rows in their order with mined negatives in place of their own.
 
-        `negative_scores` and `positive_score` are the teacher's. Embeddings that the store has are
-        not computed again.
+        Where those are too few, own ones that the rule lets pass stay. `negative_scores` and
+        `positive_score` are the teacher's, `negative_labels` what is known of labels. Embeddings
+        that the store has are not computed again.
         """
         mined: dict[int, Row] = {}
         for group in self._groups:
             self.report.passages += len(group.passages)
-            mined.update(self._mine(group, store, advance))
+            embedded = self._embed(group, store, advance)
+            numbers = list(group.queries.values())
+            for query, near in embedded.nearest(self._choice.depth):
+                for number in numbers[query]:
+                    mined[number] = self._mined(embedded, query, near, self._rows[number])
         for number in range(len(self._rows)):
             yield mined.pop(number)
 
-    def _mine(
+    def _embed(
         self, group: Group, store: EmbeddingStore, advance: Callable[[int], None]
-    ) -> Iterator[tuple[int, Row]]:
-        passages = list(group.passages)
-        both = group.instruction if group.task_type in SYMMETRIC else ""
-        passage_MD = store.embed(passages, instruction=both, advance=advance)
-        queries = _queries(group, self._rows)
-        query_ND = store.embed(list(queries), instruction=group.instruction, advance=advance)
-        by_query = defaultdict(list)
-        for number in group.rows:
-            by_query[queries[self._rows[number]["query"]]].append(number)
-        for start, (scores_NK, numbers_NK) in nearest(query_ND, passage_MD, self._choice.depth):
-            for place in range(len(scores_NK)):
-                found = [passages[i] for i in numbers_NK[place]]
-                for number in by_query[start + place]:
-                    row = self._rows[number]
-                    at = group.passages[row["positive"]]
-                    positive = float(query_ND[start + place] @ passage_MD[at])
-                    yield number, self._with_negatives(row, found, scores_NK[place], positive)
+    ) -> EmbeddedGroup:
+        rows = (self._rows[number] for numbers in group.queries.values() for number in numbers)
+        known = Relevance(rows, group.passages, self._positives[group.instruction])
+        passage_MD = store.embed(
+            list(group.passages), instruction=group.of_passages, advance=advance
+        )
+        query_ND = store.embed(list(group.queries), instruction=group.instruction, advance=advance)
+        return EmbeddedGroup(group, known, query_ND, passage_MD)
 
-    def _with_negatives(
-        self, row: Row, found: list[str], scores_K: NDArray[np.float32], positive: float
-    ) -> Row:
-        is_candidate_K = np.array([not self._is_relevant(row, text) for text in found])
-        ceiling = self._choice.ceiling(positive)
-        ceiling_K = np.array([inf if self._is_other(row, text) else ceiling for text in found])
-        chosen, rejected = choose(scores_K, is_candidate_K, ceiling_K, self._choice.count)
-        report = self.report
-        report.negatives += len(chosen)
-        report.known_relevant += int((~is_candidate_K).sum())
-        report.rejected += rejected
-        report.rows_with_rejected += rejected > 0
-        report.rows_short += len(chosen) < self._choice.count
-        report.rows_positive_first += not (scores_K[is_candidate_K] > positive).any()
-        return {
-            **{key: value for key, value in row.items() if key != "negative_labels"},
-            "negatives": [found[i] for i in chosen],
+    def _mined(self, group: EmbeddedGroup, query: int, near: Near, row: Row) -> Row:
+        positive = float(group.scored(query, [row["positive"]]).scores_K[0])
+        chosen = self._choose(group, row["query"], near, positive)
+        if len(chosen.places) < self._choice.count:
+            found = {group.passages[i] for i in near.numbers_K}
+            given = {text for text, _ in labelled_negatives(row)} - found
+            near = near.before(group.scored(query, sorted(given)))
+            chosen = self._choose(group, row["query"], near, positive)
+        self._count(chosen, group.known.count_relevant(row["query"]))
+        texts = [group.passages[near.numbers_K[i]] for i in chosen.places]
+        return with_negatives(row, ((text, group.known.label(text)) for text in texts)) | {
             "positive_score": round(positive, 4),
-            "negative_scores": [round(float(scores_K[i]), 4) for i in chosen],
+            "negative_scores": [round(float(near.scores_K[i]), 4) for i in chosen.places],
         }
 
-    def _is_relevant(self, row: Row, text: str) -> bool:
-        if (
-            text == row["query"]
-            or text in self._relevant[row.get("instruction") or "", row["query"]]
-        ):
-            return True
-        label = row.get("label")
-        return label is not None and self._labels.get(text) == str(label)
+    def _choose(self, group: EmbeddedGroup, query: str, near: Near, positive: float) -> _Chosen:
+        texts, known = [group.passages[i] for i in near.numbers_K], group.known
+        is_candidate_K = np.array([not known.is_relevant(query, text) for text in texts], bool)
+        ceiling = self._choice.ceiling(positive)
+        ceiling_K = np.array([inf if known.is_other(query, t) else ceiling for t in texts], float)
+        places, rejected = choose(near.scores_K, is_candidate_K, ceiling_K, self._choice.count)
+        is_first = not (near.scores_K[is_candidate_K] > positive).any()
+        return _Chosen(places, rejected, is_first)
 
-    def _is_other(self, row: Row, text: str) -> bool:
-        """Return whether the labels say that it is a negative: then no score says otherwise."""
-        label = row.get("label")
-        return label is not None and self._labels.get(text, str(label)) != str(label)
+    def _count(self, chosen: _Chosen, relevant: int) -> None:
+        report, negatives = self.report, len(chosen.places)
+        report.negatives += negatives
+        report.known_relevant += relevant
+        report.rejected += chosen.rejected
+        report.rows_with_rejected += chosen.rejected > 0
+        report.rows_short += negatives < self._choice.count
+        report.rows_without += negatives == 0
+        report.rows_positive_first += chosen.is_positive_first
 
     def totals(self) -> dict[str, int]:
         """Return the report as plain data."""
         return asdict(self.report)
-
-
-def _groups(rows: Sequence[Row], corpus: list[str]) -> list[Group]:
-    groups: dict[GroupKey, Group] = {}
-    for number, row in enumerate(rows):
-        task_type, instruction = row.get("task_type") or "retrieval", row.get("instruction") or ""
-        key = task_type, str(row.get("source") or ""), instruction
-        group = groups.setdefault(key, Group(task_type, instruction))
-        group.rows.append(number)
-        group.add_passages([row["positive"], *(row.get("negatives") or ())])
-    for group in groups.values():
-        group.add_passages(corpus)
-    return list(groups.values())
-
-
-def _queries(group: Group, rows: Sequence[Row]) -> dict[str, int]:
-    """Return the distinct queries of a group by text, numbered."""
-    texts = dict.fromkeys(rows[number]["query"] for number in group.rows)
-    return {text: number for number, text in enumerate(texts)}

@@ -8,6 +8,7 @@ Legend: N queries, M passages, D hidden, K best.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +20,30 @@ Best = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Scores and passage numbers, both [N, K], the best first."""
 
 
+@dataclass(frozen=True)
+class Search:
+    """Which queries look for how many of which passages, by their numbers."""
+
+    queries: NDArray[np.int64]
+    count: int
+    """A query; all passages if there are fewer."""
+    passages: NDArray[np.int64] | None = None
+    """In order; None is all."""
+
+
 def nearest(
     query_ND: NDArray[np.float32],
     passage_MD: NDArray[np.float32],
-    count: int,
+    search: Search,
     *,
     passage_block: int = PASSAGE_BLOCK,
-) -> Iterator[tuple[int, Best]]:
-    """Yield (number of the first query, best passages by inner product) for blocks of queries.
+) -> Iterator[tuple[NDArray[np.int64], Best]]:
+    """Yield (numbers of queries, their best passages by inner product), block by block.
 
     Args:
-        query_ND: float32 rows.
+        query_ND: float32 rows; may be a memory map.
         passage_MD: float32 rows; may be a memory map.
-        count: how many a query; all passages if there are fewer.
+        search: what is looked for.
         passage_block: rows that are in memory at a time.
 
     Raises:
@@ -44,19 +56,30 @@ def nearest(
             "searching passages needs faiss, which is not installed",
             "pip install 'nvembed-deploy[train]'",
         ) from error
-    for start in range(0, len(query_ND), QUERY_BLOCK):
-        queries_ND = np.ascontiguousarray(query_ND[start : start + QUERY_BLOCK])
-        best: Best | None = None
-        for first in range(0, len(passage_MD), passage_block):
-            block_MD = np.ascontiguousarray(passage_MD[first : first + passage_block])
-            k = min(count, len(block_MD))
+    total = len(passage_MD) if search.passages is None else len(search.passages)
+    for start in range(0, len(search.queries), QUERY_BLOCK):
+        queries = search.queries[start : start + QUERY_BLOCK]
+        queries_ND = np.ascontiguousarray(query_ND[queries])
+        best: Best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        for first in range(0, total, passage_block):
+            block_MD, numbers_M = _block(passage_MD, search.passages, first, passage_block)
+            k = min(search.count, len(block_MD))
             scores_NK, numbers_NK = faiss.knn(
                 queries_ND, block_MD, k, metric=faiss.METRIC_INNER_PRODUCT
             )
-            found = scores_NK, numbers_NK.astype(np.int64) + first
-            best = found if best is None else _merge(best, found, count)
-        assert best is not None
-        yield start, best
+            best = _merge(best, (scores_NK, numbers_M[numbers_NK]), search.count)
+        yield queries, best
+
+
+def _block(
+    passage_MD: NDArray[np.float32], numbers_M: NDArray[np.int64] | None, first: int, size: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return some of the passages that are searched, and their numbers."""
+    if numbers_M is None:  # a view of a memory map; by number it would be a copy
+        block_MD = np.ascontiguousarray(passage_MD[first : first + size])
+        return block_MD, np.arange(first, first + len(block_MD))
+    chosen_M = numbers_M[first : first + size]
+    return np.ascontiguousarray(passage_MD[chosen_M]), chosen_M
 
 
 def _merge(one: Best, other: Best, count: int) -> Best:

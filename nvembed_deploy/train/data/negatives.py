@@ -38,7 +38,7 @@ class Choice:
     margin: float = DEFAULT_MARGINS[Rule.PERC_POS]
     count: int = 7
     depth: int = 100
-    """Passages a query that are looked at."""
+    """Passages a query that are looked at, beside those that share its label."""
 
     def __post_init__(self) -> None:
         """Check the values.

@@ -16,7 +16,7 @@ import numpy as np
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.bm25 import Bm25
-from nvembed_deploy.train.data.rows import Faults, read_rows
+from nvembed_deploy.train.data.rows import Faults, data_files, read_rows
 
 THRESHOLD = 0.8
 """Keeps what shares a subject, removes what lost or gained a word in ten (see the tests)."""
@@ -24,28 +24,36 @@ THRESHOLD = 0.8
 _TEXT_KEYS = ("text", "sentence1", "sentence2", "query", "positive")
 
 
-def evaluation_texts(path: Path, where: dict[str, Any] | None = None) -> list[str]:
+def evaluation_texts(
+    path: Path, where: dict[str, Any] | None = None, *, without: Path | None = None
+) -> list[str]:
     """Return the distinct texts of an evaluation: a JSONL file, or a folder of them.
 
     Args:
-        path: its rows hold `text`, `sentence1` and `sentence2`, or `query` and `positive`.
+        path: its rows hold `text`, `sentence1` and `sentence2`, or `query` and `positive`, each a
+            text or a list of texts.
         where: take only rows with these values, such as {"split": "test"}; a row without the key
             is taken.
+        without: a file of the folder that is no evaluation.
 
     Raises:
         InputError: nothing is there, a line is broken, or no row holds a text.
     """
-    files = sorted(path.rglob("*.jsonl*")) if path.is_dir() else [path]
     texts: dict[str, None] = {}
-    for file in files:
+    for file in data_files(path, without=without):
         for _, row in read_rows(file, Faults(stop=True)):
             if all(row.get(key, value) == value for key, value in (where or {}).items()):
-                texts.update((row[k], None) for k in _TEXT_KEYS if isinstance(row.get(k), str))
+                texts.update((text, None) for key in _TEXT_KEYS for text in _texts(row.get(key)))
     if not texts:
         raise InputError(
             f"evaluation {path} holds no text", f"its rows need one of {', '.join(_TEXT_KEYS)}"
         )
     return list(texts)
+
+
+def _texts(value: object) -> list[str]:
+    several = value if isinstance(value, list) else [value]
+    return [text for text in several if isinstance(text, str)]
 
 
 def near_duplicates(

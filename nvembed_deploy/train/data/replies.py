@@ -9,7 +9,7 @@ from typing import Any
 
 from nvembed_deploy.train.data.prompts import SIDES, Shape
 from nvembed_deploy.train.data.rows import Row
-from nvembed_deploy.train.example import fault_of
+from nvembed_deploy.train.example import fault_of, is_unicode
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
 _OPENING = re.compile(r"[\[{]")
@@ -35,7 +35,8 @@ def read_tasks(reply: str) -> list[str] | str:
         return "no JSON array"
     texts = [" ".join(text.split()).rstrip(".") for text in found if isinstance(text, str)]
     least, most = _TASK_WORDS
-    tasks = [text for text in texts if least <= len(text.split()) <= most and not _fault(text)]
+    fitting = [text for text in texts if least <= len(text.split()) <= most]
+    tasks = [text for text in fitting if is_unicode(text) and not _fault(text)]
     return tasks or "no task in the array"
 
 

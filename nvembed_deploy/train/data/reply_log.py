@@ -38,12 +38,15 @@ class ReplyLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file, never within a line."""
+        with self._lock:
+            self._file.close()
 
     def add(self, request: str, result: Any) -> None:  # noqa: ANN401 - JSON
-        """Keep a result. Safe to call from several threads."""
+        """Keep a result. Safe to call from several threads; does nothing once the log is closed."""
         with self._lock:
+            if self._file.closed:
+                return
             self._append({"request": request, "result": result})
             self.results[request] = result
 
@@ -68,4 +71,5 @@ class ReplyLog:
                 f"now asked for { ({key: settings[key] for key in other}) }",
                 "go on with the same options, or remove that folder",
             )
-        return {line["request"]: line["result"] for line in lines[1:]}
+        # earlier versions wrote null where no reply was of use: that is asked for again
+        return {r["request"]: r["result"] for r in lines[1:] if r["result"] is not None}

@@ -52,6 +52,35 @@ class Faults:
         return [f"{n:>7,} x {reason} (first: {self._first[reason]})" for reason, n in ranked]
 
 
+def data_files(path: Path, *, without: Path | None = None) -> list[Path]:
+    """Return a file, or the .jsonl and .jsonl.gz files of a folder, however deep, in order.
+
+    Hidden ones are what other commands keep for themselves.
+
+    Args:
+        path: of a file or folder.
+        without: a file that is left out, such as the one that an earlier run wrote there.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    own = without.resolve() if without else None
+    files = sorted(file for file in path.rglob("*") if _is_data(file, path))
+    found = [file for file in files if file.resolve() != own]
+    if not found:
+        raise InputError(
+            f"folder {path} has no .jsonl or .jsonl.gz file", "name the folder that holds the data"
+        )
+    return found
+
+
+def _is_data(file: Path, folder: Path) -> bool:
+    is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.name.endswith((".jsonl", ".jsonl.gz")) and not is_hidden and file.is_file()
+
+
 def read_rows(path: Path, faults: Faults) -> Iterator[Placed]:
     """Yield the objects of a JSONL file; a line that is none is a fault.
 
@@ -70,11 +99,39 @@ def read_rows(path: Path, faults: Faults) -> Iterator[Placed]:
 def read_pairs(path: Path, faults: Faults) -> Iterator[Placed]:
     """Yield the lines of a file that are examples; the others are faults."""
     for place, row in read_rows(path, faults):
-        fault = fault_of(row)
+        fault = pair_fault(row)
         if fault is None:
             yield place, row
         else:
             faults.add(place, fault)
+
+
+def pair_fault(row: Row) -> str | None:
+    """Say why a row is no example, or its `negative_labels` not those of its negatives."""
+    labels, negatives = row.get("negative_labels"), row.get("negatives") or []
+    if labels is not None and not isinstance(labels, list):
+        return f"negative_labels is {labels!r:.60}, expected a list"
+    fault = fault_of(row)
+    if fault is None and labels and len(labels) != len(negatives):
+        return f"got {len(labels)} negative_labels, expected {len(negatives)}, one a negative"
+    return fault
+
+
+def labelled_negatives(row: Row) -> list[tuple[str, str | None]]:
+    """Return the negatives of an example that hold a text, each with its label if that is known."""
+    negatives = row.get("negatives") or []
+    labels = row.get("negative_labels") or [None] * len(negatives)
+    pairs = zip(negatives, labels, strict=True)
+    return [(text, None if label is None else str(label)) for text, label in pairs if text.strip()]
+
+
+def with_negatives(row: Row, negatives: Iterable[tuple[str, str | None]]) -> Row:
+    """Return a row with these negatives, and their labels if any is known."""
+    pairs = list(negatives)
+    others = {key: value for key, value in row.items() if key != "negative_labels"}
+    labels = [label for _, label in pairs]
+    known = {"negative_labels": labels} if any(label is not None for label in labels) else {}
+    return {**others, "negatives": [text for text, _ in pairs], **known}
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:

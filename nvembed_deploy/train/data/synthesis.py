@@ -1,15 +1,16 @@
 """This file owns synthesis: tasks are thought up by a language model, then examples of each.
 
 Every request has a name that decides its words, and every result is kept under that name: a run
-that was killed asks only what is not answered yet.
+that was killed asks only what is not answered yet. Replies of no use are not kept: a later run,
+perhaps with longer replies, asks for them again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nvembed_deploy.train.data.prompts import (
 from nvembed_deploy.train.data.replies import normal, read_example, read_tasks
 from nvembed_deploy.train.data.reply_log import ReplyLog
 from nvembed_deploy.train.data.rows import Row
+from nvembed_deploy.train.data.threads import in_threads
 
 TASKS_A_REQUEST = 20
 _ATTEMPTS = 3
@@ -89,7 +91,7 @@ class Synthesis:
             for request in self._example_requests(shape, task)
         ]
         self._settle(requests, advance)
-        rows = [self._log.results[request.name] for request in requests]
+        rows = (self._log.results.get(request.name) for request in requests)
         kept = list(self._distinct(row for row in rows if row is not None))
         if not kept:
             found = f"{len(requests)} requests gave no example" if requests else "no task was found"
@@ -101,26 +103,40 @@ class Synthesis:
         yield from kept
 
     def _tasks(self, shape: Shape) -> list[str]:
-        """Return distinct tasks, as many as ordered unless the model runs out of them."""
+        """Return distinct tasks, as many as ordered unless the model runs out of them.
+
+        Those that earlier runs have examples of stay, even if requests for tasks that were of no
+        use then give some now.
+        """
         wanted = self._order.tasks_of(shape)
-        tasks: dict[str, str] = {}
-        number = 0
+        unanswered = (n for n in count() if _name(shape, n) not in self._log.results)
         for _ in range(_ROUNDS):
-            missing = wanted - len(tasks)
+            missing = wanted - len(self._known_tasks(shape))
             if missing <= 0:
                 break
-            count = -(-missing // TASKS_A_REQUEST)
-            requests = [self._task_request(shape, number + i) for i in range(count)]
-            number += count
-            self._settle(requests)
-            for request in requests:
-                for task in self._log.results[request.name] or ():
-                    tasks.setdefault(normal(task), task)
-        return list(tasks.values())[:wanted]
+            numbers = islice(unanswered, -(-missing // TASKS_A_REQUEST))
+            self._settle([self._task_request(shape, number) for number in numbers])
+        tasks = self._known_tasks(shape)
+        begun = [task for task in tasks if self._has_example(shape, task)]
+        kept = set(list(dict.fromkeys([*begun, *tasks]))[:wanted])
+        return [task for task in tasks if task in kept]
+
+    def _known_tasks(self, shape: Shape) -> list[str]:
+        """Return the distinct tasks of the log, in the order of their requests."""
+        prefix = _name(shape, "")
+        names = [name for name in self._log.results if name.startswith(prefix)]
+        tasks: dict[str, str] = {}
+        for name in sorted(names, key=lambda name: int(name.removeprefix(prefix))):
+            for task in self._log.results[name]:
+                tasks.setdefault(normal(task), task)
+        return list(tasks.values())
+
+    def _has_example(self, shape: Shape, task: str) -> bool:
+        return any(r.name in self._log.results for r in self._example_requests(shape, task))
 
     def _task_request(self, shape: Shape, number: int) -> Request:
         return Request(
-            f"tasks {shape} {number}",
+            _name(shape, number),
             lambda key: task_messages(shape, TASKS_A_REQUEST, key),
             read_tasks,
         )
@@ -142,13 +158,9 @@ class Synthesis:
         """Ask what the log does not know, several at a time."""
         open_requests = [r for r in requests if r.name not in self._log.results]
         advance(len(requests) - len(open_requests))
-        pool = ThreadPoolExecutor(self._order.concurrency)
-        try:
-            for future in as_completed([pool.submit(self._answer, r) for r in open_requests]):
-                self.faults.update(future.result())
-                advance(1)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for faults in in_threads(self._answer, open_requests, self._order.concurrency):
+            self.faults.update(faults)
+            advance(1)
 
     def _answer(self, request: Request) -> list[str]:
         """Keep the result of a request, and return the faults of replies that were of no use.
@@ -163,7 +175,6 @@ class Synthesis:
                 self._log.add(request.name, result)
                 return faults
             faults.append(result)
-        self._log.add(request.name, None)
         return faults
 
     def _distinct(self, rows: Iterator[Row]) -> Iterator[Row]:
@@ -178,6 +189,11 @@ class Synthesis:
                 continue
             seen.update(normal(text) for text in sides)
             yield row
+
+
+def _name(shape: Shape, number: object) -> str:
+    """Return what a request for tasks is called."""
+    return f"tasks {shape} {number}"
 
 
 def open_log(folder: Path, order: Order, model: str) -> ReplyLog:

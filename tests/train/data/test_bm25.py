@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from nvembed_deploy.train.data.bm25 import Bm25
+from nvembed_deploy.train.data.bm25 import Bm25, _words
 
 TEXTS = ["the cat sat", "the cat ran", "the dog ran far away", "", "THE, CAT! sat?", "zebra"]
 
@@ -34,3 +34,17 @@ def test_a_text_without_words_matches_nothing(texts: list[str]) -> None:
     index = Bm25(texts)
     assert index.scores(0).tolist() == [0, 0]
     assert index.best(0, 2) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Don't stop, naïve 7", ["don", "t", "stop", "naïve", "7"]),
+        ("我爱NLP。你呢", ["我", "爱", "nlp", "你", "呢"]),
+        ("コーヒーを2杯", ["コ", "ー", "ヒ", "ー", "を", "2", "杯"]),
+        ("날씨가 좋다", ["날", "씨", "가", "좋", "다"]),
+        ("ดีมาก ๆ ok", ["ดี", "ีม", "มา", "าก", "ๆ", "ok"]),
+    ],
+)
+def test_scripts_without_spaces_have_characters_for_words(text: str, words: list[str]) -> None:
+    assert _words(text) == words

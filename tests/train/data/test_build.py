@@ -94,6 +94,21 @@ def test_a_negative_of_an_evaluation_goes_and_its_pair_stays(tmp_path: Path) -> 
     assert rows[0]["negatives"] == list(raw.MONEY[1:])
 
 
+def test_negatives_keep_their_labels_whatever_of_them_goes(tmp_path: Path) -> None:
+    suite = raw.write(tmp_path / "suite.jsonl", [{"text": raw.MONEY[0]}])
+    negatives = [raw.MONEY[0], " ", *raw.PLANTS, raw.PLANTS[0], *raw.MONEY]
+    labels = [1, 9, 2, 3, 2, 4, 5, None]
+    row = {**PAIRS[0], "negatives": negatives, "label": "x", "negative_labels": labels}
+    values: dict[str, Any] = {"evaluation": [{"path": suite}], "negatives": 3}
+    rows, _ = build(tmp_path, "pairs", [row], **values)
+    assert rows[0]["negatives"] == [*raw.PLANTS, raw.MONEY[1]]
+    assert rows[0]["negative_labels"] == ["2", "3", "5"]
+    rows, _ = build(tmp_path, "clustering", raw.labelled_rows(), limit=3)
+    labels_of = {item["text"]: item["label"] for item in raw.labelled_rows()}
+    for row in rows:
+        assert row["negative_labels"] == [labels_of[text] for text in row["negatives"]]
+
+
 def test_a_limit_is_a_random_part_that_the_seed_decides(tmp_path: Path) -> None:
     def queries(seed: int) -> list[str]:
         rows, builder = build(tmp_path, "clustering", raw.labelled_rows(), limit=3, seed=seed)
@@ -109,6 +124,10 @@ FAULTS = {
     "positive twice": (
         {"query": "a", "positive": "b", "negatives": ["b"]},
         "the positive is among the negatives",
+    ),
+    "labels of others": (
+        {"query": "a", "positive": "b", "negatives": ["c"], "negative_labels": [1, 2]},
+        "got 2 negative_labels, expected 1, one a negative",
     ),
     "again": (PAIRS[0], "query and positive occurred before"),
     "broken": ('{"query": "a', "broken JSON"),

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.train.data.embeddings import EmbeddingStore, folder_id
+from tests import factories
 from tests.train.data.teacher import LetterTeacher, unit
 
 TEXTS = [letter * count + "h" for count in (1, 2, 3) for letter in "abcdefg"]
@@ -83,11 +85,23 @@ def test_two_runs_do_not_write_the_same_rows(tmp_path: Path) -> None:
     assert np.array_equal(rows, EXPECTED)
 
 
-def test_a_teachers_id_changes_with_its_files(tmp_path: Path) -> None:
-    (tmp_path / "weights").write_bytes(b"1")
+def test_an_artifacts_id_changes_with_its_files(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"1")
     before = folder_id(tmp_path)
     assert folder_id(tmp_path) == before
-    os.utime(tmp_path / "weights", (1, 1))
+    os.utime(tmp_path / "manifest.json", (1, 1))
     touched = folder_id(tmp_path)
     (tmp_path / "more").write_bytes(b"")
     assert len({before, touched, folder_id(tmp_path)}) == 3
+
+
+def test_a_checkpoints_id_changes_with_its_base_wherever_that_lies(
+    tmp_path: Path, tiny_pooler: Path
+) -> None:
+    base, checkpoint = factories.write_base(tmp_path / "base"), tmp_path / "checkpoint"
+    parts = Parts(base, pooler=tiny_pooler, pooler_spec=factories.TINY.pooler, name="tiny")
+    assemble_checkpoint(parts, checkpoint)
+    before = folder_id(checkpoint)
+    assert folder_id(checkpoint) == before
+    os.utime(next(base.glob("*.safetensors")), (1, 1))
+    assert folder_id(checkpoint) != before

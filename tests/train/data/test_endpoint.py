@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
 from nvembed_deploy.errors import InputError
-from nvembed_deploy.train.data.endpoint import Endpoint, _wait_seconds
+from nvembed_deploy.train.data.endpoint import ClosedError, Endpoint, _wait_seconds
 from tests.train.data.stub import Fault, Stub, serve
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -69,11 +70,16 @@ def test_a_server_that_is_not_there_and_one_that_is_slow_are_tried_again() -> No
         endpoint(stub.url, tries=2).answer(HELLO)
 
 
-def test_each_wait_is_longer_and_the_servers_wish_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_wait_is_longer_and_the_servers_wish_counts() -> None:
     waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+
+    class Recorder(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return False
+
     with serve(Stub(until(9, 503))) as stub, pytest.raises(InputError):
-        endpoint(stub.url, first_wait_seconds=1.0, tries=4).answer(HELLO)
+        endpoint(stub.url, first_wait_seconds=1.0, closed=Recorder()).answer(HELLO)
     ranges = zip(waits, (1, 2, 4), strict=True)
     assert all(top / 2 <= wait <= top for wait, top in ranges)
     assert [_wait_seconds(header) for header in ("7", "1e9", None, "Mon, 1 Jan")] == [7, 60, 0, 0]
@@ -82,3 +88,16 @@ def test_each_wait_is_longer_and_the_servers_wish_counts(monkeypatch: pytest.Mon
 def test_an_url_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="is no http"):
         Endpoint("localhost:8000", "m")
+
+
+def test_closing_wakes_who_waits_and_asks_nothing_more() -> None:
+    with serve(Stub(until(9, 503))) as stub:
+        chat = endpoint(stub.url, first_wait_seconds=60.0)
+        before = time.monotonic()
+        threading.Timer(0.1, chat.close).start()
+        with pytest.raises(ClosedError):
+            chat.answer(HELLO)
+        with pytest.raises(ClosedError):
+            chat.answer(HELLO)
+        assert time.monotonic() - before < 10
+        assert len(stub.requests) == 1

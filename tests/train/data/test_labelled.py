@@ -27,6 +27,7 @@ def test_an_example_of_the_class_is_the_positive_and_others_are_negatives(negati
         assert row["positive"] != row["query"]
         assert LABELS[row["positive"]] == LABELS[row["query"]] == row["label"]
         others = [LABELS[text] for text in row["negatives"]]
+        assert row["negative_labels"] == others
         assert row["label"] not in others
         assert len(set(row["negatives"])) == len(row["negatives"]) <= negatives
         assert len(set(others)) == min(negatives, 2)
@@ -53,11 +54,13 @@ def test_a_class_of_one_text_has_no_positive() -> None:
 def test_the_label_is_the_positive_and_the_other_label_the_negative() -> None:
     plan = source("label-texts", label_texts={"0": "not toxic", "1": "toxic"})
     rows = placed([{"text": "you fool", "label": 1}, {"text": "good day", "label": "0"}])
-    built = by_label_text(list(read_labelled(rows, plan, Faults(stop=True))), plan, 0)
-    assert [(r["query"], r["positive"], r["negatives"]) for _, r in built] == [
+    texts = list(read_labelled(rows, plan, Faults(stop=True)))
+    built = [row for _, row in by_label_text(texts, plan, 0)]
+    assert [(r["query"], r["positive"], r["negatives"]) for r in built] == [
         ("you fool", "toxic", ["not toxic"]),
         ("good day", "not toxic", ["toxic"]),
     ]
+    assert [row["negative_labels"] for row in built] == [["0"], ["1"]]
 
 
 def test_without_texts_labels_are_their_own() -> None:
@@ -72,10 +75,6 @@ FAULTS = {
     "empty": ({"text": " ", "label": "a"}, "text is empty"),
     "no label": ({"text": "x"}, "label is None, expected a label"),
     "again": ({"text": ANIMALS[0], "label": "animal"}, "the text occurred before"),
-    "two labels": (
-        {"text": ANIMALS[0], "label": "money"},
-        "the text occurred before, under another label",
-    ),
 }
 
 
@@ -86,6 +85,21 @@ def test_a_bad_row_is_named_and_left_out(row: dict[str, object], reason: str) ->
     assert len(list(read_labelled(rows, source("classification"), faults))) == 8
     assert faults.counts == {reason: 1}
     with pytest.raises(InputError, match=f"line 9: {reason}"):
+        list(read_labelled(rows, source("classification"), Faults(stop=True)))
+
+
+def test_a_text_under_two_labels_is_left_out_wherever_it_occurs() -> None:
+    again = [{"text": ANIMALS[0], "label": label} for label in ("money", "animal", "money")]
+    rows, faults = placed([*labelled_rows(), *again]), Faults(stop=False)
+    texts = list(read_labelled(rows, source("classification"), faults))
+    assert [item.text for item in texts] == [text for text in LABELS if text != ANIMALS[0]]
+    assert faults.counts == {
+        "the text occurred before, under another label": 2,
+        "the text occurred before": 1,
+        "the text occurs again, under another label": 1,
+    }
+    assert any("occurs again, under another label (first: line 1)" in f for f in faults.lines())
+    with pytest.raises(InputError, match="line 9: the text occurred before, under another label"):
         list(read_labelled(rows, source("classification"), Faults(stop=True)))
 
 

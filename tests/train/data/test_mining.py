@@ -16,7 +16,7 @@ from tests.train.data.teacher import LetterTeacher, unit
 TOP = Choice(Rule.TOP_K, 0.0, count=2, depth=10)
 
 
-def row(query: str, positive: str, *negatives: str, **others: str) -> Row:
+def row(query: str, positive: str, *negatives: str, **others: object) -> Row:
     return {"query": query, "positive": positive, "negatives": list(negatives), **others}
 
 
@@ -59,13 +59,68 @@ def test_the_query_itself_and_texts_of_its_label_are_no_negatives(tmp_path: Path
     rows = [
         row("ab", "aab", label="x"),
         row("aab", "abb", label="x"),
-        row("abc", "ab", label="y"),  # a text of two labels: the last one counts
+        row("abc", "ab", label="y"),  # a text of two labels: both count
         row("cd", "ccd", label="y"),
     ]
+    mined, report = mine(tmp_path, rows)
+    assert [set(r["negatives"]) for r in mined] == [set(), {"ccd"}, {"aab", "abb"}, {"aab", "abb"}]
+    assert (report.rows_short, report.rows_without) == (2, 1)
+    assert "fewer negatives than asked for: 2 rows, none at all: 1 row" in report.lines()
+
+
+def test_labels_hold_within_their_group(tmp_path: Path) -> None:
+    one, other = ["ab", "aab", "abb", "aabb"], ["cd", "ccd", "cdd", "ccdd"]
+    classes = {
+        "intents": {"x": one, "y": other},
+        "scenarios": {"s": one[:2] + other[:2], "t": one[2:] + other[2:]},
+    }
+    rows = [
+        row(text, texts[i - 1], label=label, source=source, instruction=source)
+        for source, labels in classes.items()
+        for label, texts in labels.items()
+        for i, text in enumerate(texts)
+    ]
     mined, _ = mine(tmp_path, rows)
-    assert "aab" not in mined[1]["negatives"]
-    assert set(mined[0]["negatives"]) <= {"ab", "abc", "ccd"} - {"ab"}
-    assert not {"ccd", "ab"} & set(mined[3]["negatives"])
+    for r in mined:
+        assert len(r["negatives"]) == 2
+        assert not set(classes[r["source"]][r["label"]]) & set(r["negatives"])
+
+
+def test_the_labels_of_given_negatives_count(tmp_path: Path) -> None:
+    rows = [
+        row("ab", "abc", "aabb", "cd", label="x", negative_labels=["x", "y"]),
+        row("ef", "eff", "abb", label="z", negative_labels=["x"]),
+    ]
+    mined, report = mine(tmp_path, rows)
+    assert mined[0]["negatives"] == ["eff", "cd"]  # not the nearer "aabb" and "abb"
+    assert mined[0]["negative_labels"] == ["z", "y"]
+    assert report.known_relevant == 4
+    del rows[0]["negative_labels"], rows[1]["negative_labels"]
+    mined, _ = mine(tmp_path / "more", rows)
+    assert mined[0]["negatives"] == ["aabb", "abb"]
+    assert "negative_labels" not in mined[0]
+
+
+def test_a_class_larger_than_the_depth_leaves_negatives(tmp_path: Path) -> None:
+    one = ["a" * i + "b" * j for i in range(1, 6) for j in range(1, 6)]
+    two = [text.replace("a", "c") for text in one[:4]]
+    rows = [
+        row(text, texts[i - 1], label=label)
+        for label, texts in (("x", one), ("y", two))
+        for i, text in enumerate(texts)
+    ]
+    mined, report = mine(tmp_path, rows, Choice(count=2, depth=3))
+    assert (report.negatives, report.rows_short, report.rows_without) == (2 * len(rows), 0, 0)
+    assert {text for r in mined[: len(one)] for text in r["negatives"]} <= set(two)
+
+
+def test_own_negatives_stay_where_the_rule_lets_pass_too_few(tmp_path: Path) -> None:
+    near = [row("gh", "gh" * i + "g") for i in range(2, 9)]  # all too near to the query
+    rows = [row("gh", "ghh", "bcd", "ghgh", "gbc", "efh", "e"), *near]
+    mined, report = mine(tmp_path, rows, Choice(count=3, depth=5))
+    assert mined[0]["negatives"] == ["efh", "gbc", "bcd"]
+    assert mined[0]["negative_scores"] == sorted(mined[0]["negative_scores"], reverse=True)
+    assert report.rows_without == len(near)
 
 
 def test_a_text_of_another_label_is_a_negative_however_near(tmp_path: Path) -> None:
@@ -108,7 +163,12 @@ def test_passages_carry_the_instruction_where_both_sides_are_alike(
     assert mined[0]["positive_score"] == round(float(unit("ab", "h") @ passage), 4)
 
 
-def test_what_other_tools_kept_of_old_negatives_goes(tmp_path: Path) -> None:
-    mined, _ = mine(tmp_path, [row("ab", "aab", "cd", label="x") | {"negative_labels": ["y"]}])
-    assert "negative_labels" not in mined[0]
-    assert mined[0]["label"] == "x"
+def test_mined_rows_can_be_mined_again(tmp_path: Path) -> None:
+    rows = [
+        row("ab", "aab", "cd", "bcd", label="x", negative_labels=["y", None]),
+        row("abd", "abb", "aac", label="x", negative_labels=["z"]),
+    ]
+    mined, _ = mine(tmp_path, rows, Choice(Rule.TOP_K, 0.0, count=3, depth=10))
+    assert mined[0]["negatives"] == ["aac", "bcd", "cd"]
+    assert mined[0]["negative_labels"] == ["z", None, "y"]
+    assert mine(tmp_path / "2", mined, Choice(Rule.TOP_K, 0.0, count=3, depth=10))[0] == mined

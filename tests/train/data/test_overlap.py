@@ -31,6 +31,22 @@ def test_a_near_copy_is_found(copy: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("held_out", "changed", "other"),
+    [
+        ("我今天非常高兴地回家了", "我今天非常开兴地回家了", "今天我妹妹很高兴"),
+        ("今日は天気がいいので散歩", "今日は天気がいいので旅歩", "今日の天気予報は雨です"),
+        ("오늘 날씨가 정말 좋네요", "오늘 날씨가 정말 춥네요", "내일 날씨가 추워요"),
+        ("วันนี้อากาศดีมากเลยออกไปเดินเล่น", "วันนี้อากาศดีมากเลยออกไปเดินเต้น", "วันนี้ฝนตกหนักมากอยู่บ้าน"),
+    ],
+    ids=["Chinese", "Japanese", "Korean", "Thai"],
+)
+def test_a_near_copy_is_found_in_scripts_without_spaces(
+    held_out: str, changed: str, other: str
+) -> None:
+    assert near_duplicates([*OTHERS, other, changed], [held_out]) == {changed: held_out}
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "My sister came home and I felt happy",
@@ -60,6 +76,12 @@ def test_evaluations_are_files_or_folders_of_them(tmp_path: Path) -> None:
     raw.write(tmp_path / "c.jsonl", [{"text": "train", "split": "train"}, {"text": "one"}])
     assert evaluation_texts(tmp_path, {"split": "test"}) == ["two", "three", "one"]
     assert evaluation_texts(tmp_path / "c.jsonl") == ["train", "one"]
+
+
+def test_a_field_may_hold_several_texts(tmp_path: Path) -> None:
+    row = {"query": "one", "positive": ["two", "three", 4], "negative": ["far"]}
+    raw.write(tmp_path / "reranking.jsonl", [row, {"positive": ["five"]}])
+    assert evaluation_texts(tmp_path / "reranking.jsonl") == ["one", "two", "three", "five"]
 
 
 @pytest.mark.parametrize(

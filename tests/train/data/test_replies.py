@@ -76,6 +76,8 @@ def test_tasks_are_instructions_of_a_fitting_length() -> None:
     ]
     assert read_tasks(f"Here: {json.dumps(tasks)}") == ["Given a name, find the story"]
     assert read_tasks(json.dumps({"tasks": tasks[:1]})) == ["Given a name, find the story"]
+    half = '["Given a \\ud83d name, find it", "Given a name, find it"]'
+    assert read_tasks(half) == ["Given a name, find it"]
     assert read_tasks('["no"]') == "no task in the array"
     assert read_tasks("none") == "no JSON array"
 

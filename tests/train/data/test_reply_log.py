@@ -10,7 +10,7 @@ from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.reply_log import ReplyLog
 
 SETTINGS = {"model": "m", "seed": 0}
-RESULTS = {"a": ["ü\n"], "b": None, "c": {"query": "x\u2028y"}}
+RESULTS = {"a": ["ü\n"], "b": [], "c": {"query": "x\u2028y"}}
 
 
 def write(path: Path) -> None:
@@ -46,3 +46,19 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
     with ReplyLog(tmp_path / "log", SETTINGS), pytest.raises(InputError, match="another run"):
         ReplyLog(tmp_path / "log", SETTINGS)
+
+
+def test_what_had_no_result_is_open(tmp_path: Path) -> None:
+    with ReplyLog(tmp_path / "log", SETTINGS) as log:
+        log.add("a", None)  # as earlier versions did
+        log.add("b", 1)
+    with ReplyLog(tmp_path / "log", SETTINGS) as log:
+        assert log.results == {"b": 1}
+
+
+def test_a_result_that_comes_too_late_is_left(tmp_path: Path) -> None:
+    with ReplyLog(tmp_path / "log", SETTINGS) as log:
+        log.add("a", 1)
+    log.add("b", 2)
+    with ReplyLog(tmp_path / "log", SETTINGS) as log:
+        assert log.results == {"a": 1}

@@ -13,8 +13,11 @@ from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.rows import (
     Faults,
     Row,
+    data_files,
+    labelled_negatives,
     read_pairs,
     read_rows,
+    with_negatives,
     write_rows,
 )
 from nvembed_deploy.train.example import fault_of
@@ -104,3 +107,48 @@ def test_an_example_that_training_would_refuse_is_refused_here(
     faults = Faults(stop=False)
     assert len(list(read_pairs(path, faults))) == (fault is None)
     assert list(faults.counts) == ([fault] if fault else [])
+
+
+def test_a_folders_data_are_its_jsonl_files_without_hidden_ones(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "deep/a.jsonl.gz", "a.jsonl.bak", ".a.jsonl.partial", "out.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".made.jsonl.replies").mkdir()
+    (tmp_path / ".made.jsonl.replies" / "replies.jsonl").touch()
+    (tmp_path / "folder.jsonl").mkdir()
+    expected = [tmp_path / "b.jsonl", tmp_path / "deep" / "a.jsonl.gz"]
+    assert data_files(tmp_path, without=tmp_path / "deep" / ".." / "out.jsonl") == expected
+    assert data_files(tmp_path) == [*expected, tmp_path / "out.jsonl"]
+    assert data_files(tmp_path / "a.jsonl.bak") == [tmp_path / "a.jsonl.bak"]
+    with pytest.raises(InputError, match=r"folder\.jsonl has no \.jsonl or"):
+        data_files(tmp_path / "folder.jsonl")
+
+
+def test_negatives_and_their_labels_go_together() -> None:
+    row = {"query": "q", "negatives": ["a", " ", "b"], "negative_labels": [1, 2, None]}
+    pairs = labelled_negatives(row)
+    assert pairs == [("a", "1"), ("b", None)]
+    assert with_negatives(row, pairs[:1]) == {
+        "query": "q",
+        "negatives": ["a"],
+        "negative_labels": ["1"],
+    }
+    assert with_negatives(row, pairs[1:]) == {"query": "q", "negatives": ["b"]}
+    assert labelled_negatives({"negatives": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ("ab", "negative_labels is 'ab', expected a list"),
+        ([1], "got 1 negative_labels, expected 2"),
+    ],
+)
+def test_labels_that_are_not_the_negatives_are_a_fault(
+    tmp_path: Path, labels: object, reason: str
+) -> None:
+    row = {"query": "q", "positive": "p", "negatives": ["a", "b"], "negative_labels": labels}
+    with pytest.raises(InputError, match=reason):
+        list(read_pairs(raw.write(tmp_path / "a.jsonl", [row]), Faults(stop=True)))
+    row["negative_labels"] = None
+    assert len(list(read_pairs(raw.write(tmp_path / "a.jsonl", [row]), Faults(stop=True)))) == 1

@@ -141,3 +141,36 @@ def test_a_model_that_thinks_up_no_task_is_told_so(tmp_path: Path) -> None:
     none = pytest.raises(InputError, match=r"no task was found; .*: no JSON array \(45\)")
     with open_log(tmp_path, ORDER, "m") as log, none:
         list(Synthesis(lambda _: "Sure, I'd be glad to help.", ORDER, log).run())
+
+
+def test_what_was_of_no_use_is_asked_for_again_in_the_next_run(tmp_path: Path) -> None:
+    def cut(messages: Sequence[Message]) -> str:
+        prompt = messages[-1]["content"]
+        return good_reply(prompt, 1) if prompt.startswith("Think") else '{"query": "cut o'
+
+    with open_log(tmp_path, ORDER, "m") as log, pytest.raises(InputError, match="no example"):
+        list(Synthesis(cut, ORDER, log).run())
+    model = Model()
+    rows, _ = run(tmp_path, model)
+    assert (len(rows), len(model.prompts)) == (20, 20)
+
+
+def test_tasks_that_come_late_do_not_push_out_those_with_examples(tmp_path: Path) -> None:
+    order = Order(tasks=6, examples_a_task=1, concurrency=1)
+
+    def mean(messages: Sequence[Message]) -> str:
+        """Give one task a request, none at the first request of each shape."""
+        prompt = messages[-1]["content"]
+        if not prompt.startswith("Think"):
+            return good_reply(prompt, crc32(prompt.encode()))
+        asked.append(prompt)
+        number = (len(asked) - 1) % 7  # three tries at the first, then four other requests
+        return "no" if number < 3 or number > 3 else json.dumps([f"Find one thing {len(asked)}"])
+
+    asked: list[str] = []
+    with open_log(tmp_path, order, "m") as log:
+        first = list(Synthesis(mean, order, log).run())
+    assert first
+    rows, _ = run(tmp_path, Model(), order)
+    assert len(rows) == 6
+    assert {row["query"] for row in first} <= {row["query"] for row in rows}

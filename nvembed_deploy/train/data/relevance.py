@@ -1,0 +1,88 @@
+"""This file owns what examples themselves say of passages: relevant to a query, not, or neither.
+
+Labels hold within one group: the same texts may have other labels in another set. A text may have
+several. Legend: M passages, a number each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nvembed_deploy.train.data.rows import Row, labelled_negatives
+
+Labels = frozenset[str]
+_UNKNOWN = Labels()
+
+
+class Relevance:
+    """What the examples of one group say of its passages."""
+
+    def __init__(
+        self, rows: Iterable[Row], passages: Mapping[str, int], positives: Mapping[str, set[str]]
+    ) -> None:
+        """Collect the labels of all texts.
+
+        Args:
+            rows: the examples of the group.
+            passages: its passages and their numbers.
+            positives: those of each query.
+        """
+        self._positives = positives
+        found: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            for text, label in _labelled(row):
+                found[text].add(label)
+        self._labels: dict[str, Labels] = {text: Labels(own) for text, own in found.items()}
+        self._passages = passages
+        by_label: dict[str, set[int]] = defaultdict(set)
+        for text, number in passages.items():
+            for label in self.labels(text):
+                by_label[label].add(number)
+        self._by_label = by_label
+        self._alike: dict[Labels, NDArray[np.int64]] = {}
+
+    def labels(self, text: str) -> Labels:
+        """Return the labels of a text; none if they are not known."""
+        return self._labels.get(text, _UNKNOWN)
+
+    def label(self, text: str) -> str | None:
+        """Return the label of a text; None if it has none or several."""
+        own = self.labels(text)
+        return next(iter(own)) if len(own) == 1 else None
+
+    def alike(self, labels: Labels) -> NDArray[np.int64]:
+        """Return the numbers of the passages that share a label, in order."""
+        if labels not in self._alike:
+            numbers = set().union(*(self._by_label[label] for label in labels))
+            self._alike[labels] = np.array(sorted(numbers), np.int64)
+        return self._alike[labels]
+
+    def is_relevant(self, query: str, text: str) -> bool:
+        """Return whether a text is the query, a positive of it, or shares a label with it."""
+        if text == query or text in self._positives[query]:
+            return True
+        own = self.labels(query)
+        return bool(own) and not own.isdisjoint(self.labels(text))
+
+    def is_other(self, query: str, text: str) -> bool:
+        """Return whether the labels say that it is a negative: then no score says otherwise."""
+        own = self.labels(query)
+        its = self.labels(text) if own else _UNKNOWN
+        return bool(its) and own.isdisjoint(its)
+
+    def count_relevant(self, query: str) -> int:
+        """Return how many passages are relevant to a query."""
+        labels = self.labels(query)
+        others = [text for text in {query} | self._positives[query] if text in self._passages]
+        return len(self.alike(labels)) + sum(labels.isdisjoint(self.labels(t)) for t in others)
+
+
+def _labelled(row: Row) -> list[tuple[str, str]]:
+    """Return the texts of an example that have a label, with it."""
+    own = [row["query"], row["positive"]] if row.get("label") is not None else []
+    given = [(text, label) for text, label in labelled_negatives(row) if label is not None]
+    return [*((text, str(row["label"])) for text in own), *given]
