@@ -94,11 +94,13 @@ NEEDS = {
     "nvembed_deploy.train.loss": "torch",
     "nvembed_deploy.train.mixture": "pydantic",
     "nvembed_deploy.train.recipe": "pydantic",
+    "nvembed_deploy.train.run_data": "pydantic",
     "nvembed_deploy.train.run_folder": "pydantic",
     "nvembed_deploy.train.saved": "torch",
     "nvembed_deploy.train.section": "pydantic",
     "nvembed_deploy.train.shard": "torch",
     "nvembed_deploy.train.sources": "pydantic",
+    "nvembed_deploy.train.start": "pydantic",
     "nvembed_deploy.train.tracking": "pydantic",
 }
 """Modules that cannot be imported without a heavy package, and the one they miss first."""
