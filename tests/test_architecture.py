@@ -75,7 +75,6 @@ TESTED_IN = {
     "__main__": "test_cold_import",
     "parity/check": "parity/test_main",
     "parity/embedding": "parity/test_faults",
-    "parity/margins": "parity/test_faults",
     "parity/report": "parity/test_main",
     "parity/report_html": "parity/test_main",
     "parity/subject": "parity/test_faults",

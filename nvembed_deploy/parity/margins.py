@@ -30,6 +30,7 @@ MARGINS = {
     "bf16": Margins(score=5e-4, mean_cosine=0.999, min_cosine=0.99),
     "fp8": Margins(score=2e-3, mean_cosine=0.995, min_cosine=None),
     "int8": Margins(score=5e-3, mean_cosine=0.99, min_cosine=None),
+    "int4": Margins(score=5e-3, mean_cosine=0.99, min_cosine=None),
 }
 
 
@@ -39,5 +40,5 @@ def precision_of(manifest: Manifest | None) -> str:
         return "fp32"
     label = str(manifest.recipe.get("precision", manifest.precision.value))
     if label.startswith("int"):
-        return "int8"
+        return label.partition("-")[0]
     return label if label in MARGINS else manifest.precision.value

@@ -28,7 +28,7 @@ from nvembed_deploy.text import Batch, Tokenizer, collate
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _TEXT = "Saturn is the planet best known for its rings, which are made of ice, dust and rock."
 _TASK = "Given a question, retrieve passages that answer the question"
-TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 3e-1}
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 3e-1, "int4": 3e-1}
 """Relative difference of Gram matrices that rounding alone may give."""
 _OF_ARTIFACTS = {"onnx": "parity", "onnxruntime": "onnx"}
 _OF_CHECKPOINTS = {"torch": "torch", "transformers": "torch"}

@@ -15,7 +15,7 @@ from nvembed_deploy.parity.margins import Margins
 from nvembed_deploy.parity.scores import Items, TaskRun, count_rows, items_of
 from nvembed_deploy.parity.trace import Trace
 
-_DRIFT = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp8": 5e-2, "int8": 5e-2}
+_DRIFT = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp8": 5e-2, "int8": 5e-2, "int4": 5e-2}
 """Most that a batch may move a number of an embedding: rounding of the format, no more."""
 
 
