@@ -64,7 +64,8 @@ def train(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, _overrides(args.set))
 
     if args.dry_run:
-        from nvembed_deploy.train.run_folder import check_paths, describe, open_sources
+        from nvembed_deploy.train.run_data import describe, open_sources
+        from nvembed_deploy.train.run_folder import check_paths
 
         check_paths(recipe)
         cli.say(describe(recipe, open_sources(recipe)))

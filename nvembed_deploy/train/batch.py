@@ -25,8 +25,8 @@ class TrainBatch:
     owner_P: NDArray[np.int64]
     """The query that each passage was given for."""
     keep_QP: NDArray[np.bool_]
-    """False where a passage must not count against a query: it is its positive under another
-    number, or the query itself."""
+    """False where a passage must not count against a query: it is the query itself, or what the
+    batch knows to answer it (its positive under another number, or another row's of the query)."""
     truncated: int
     """Texts that lost their end."""
 
@@ -53,12 +53,11 @@ def make_batch(
     )
     texts = [*queries, *positives, *negatives]
     rows = _tokenize(texts, tokenizer, section.max_tokens)
-    limit = section.max_tokens
     return TrainBatch(
         rows=tuple(rows),
         owner_P=owner_P,
-        keep_QP=_keep([t for t, _ in queries], [t for t, _ in [*positives, *negatives]]),
-        truncated=sum(len(row.ids) >= limit for row in rows),
+        keep_QP=_keep(queries, [t for t, _ in [*positives, *negatives]]),
+        truncated=_num_cut(texts, rows, tokenizer, section.max_tokens),
     )
 
 
@@ -87,12 +86,31 @@ def _tokenize(
     return [row for row in rows if row is not None]
 
 
-def _keep(query_texts: list[str], passage_texts: list[str]) -> NDArray[np.bool_]:
+def _num_cut(
+    texts: Sequence[tuple[str, str]], rows: Sequence[Tokens], tokenizer: Tokenizer, limit: int
+) -> int:
+    """Count the texts that lost their end: with room for one token more they take it."""
+    full = [text for text, row in zip(texts, rows, strict=True) if len(row.ids) == limit]
+    return sum(len(row.ids) > limit for row in _tokenize(full, tokenizer, limit + 1))
+
+
+def _keep(queries: Sequence[tuple[str, str]], passage_texts: Sequence[str]) -> NDArray[np.bool_]:
+    query_texts = [text for text, _ in queries]
     numbers = {text: n for n, text in enumerate(dict.fromkeys([*query_texts, *passage_texts]))}
     query_Q = np.array([numbers[text] for text in query_texts])
     passage_P = np.array([numbers[text] for text in passage_texts])
     positive_Q = passage_P[: len(query_Q)]
-    is_same_QP = (passage_P == positive_Q[:, None]) | (passage_P == query_Q[:, None])
+    answers_QP = passage_P == positive_Q[:, None]
+    for rows in _rows_by_query(queries):  # what answers one of them answers all
+        answers_QP[rows] = answers_QP[rows].any(axis=0)
     is_own_QP = np.arange(len(passage_P)) == np.arange(len(query_Q))[:, None]
-    keep_QP: NDArray[np.bool_] = ~is_same_QP | is_own_QP
+    keep_QP: NDArray[np.bool_] = ~(answers_QP | (passage_P == query_Q[:, None])) | is_own_QP
     return keep_QP
+
+
+def _rows_by_query(queries: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Return the rows of each query, with its instruction, that the batch has several times."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, query in enumerate(queries):
+        rows.setdefault(query, []).append(row)
+    return [group for group in rows.values() if len(group) > 1]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-TASK_TYPES = ("retrieval", "sts", "classification", "clustering")
+TaskType = Literal["retrieval", "sts", "classification", "clustering"]
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 SYMMETRIC = TASK_TYPES[1:]
 """Tasks whose two sides are alike: both carry the instruction."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -7,8 +7,8 @@ S sequence, D hidden.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,16 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 
-from nvembed_deploy.checkpoint import (
-    DESCRIPTION,
-    Checkpoint,
-    is_released,
-    open_base,
-    open_checkpoint,
-    write_tokenizer,
-)
-from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.checkpoint import Checkpoint
+from nvembed_deploy.errors import CheckpointError, RecipeError
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
-from nvembed_deploy.model.names import released_name
+from nvembed_deploy.model.names import BACKBONE, backbone_shapes, released_name
 from nvembed_deploy.model.nvembed import NVEmbed, load_model
-from nvembed_deploy.model.weights import open_weights
+from nvembed_deploy.model.weights import Weights, open_weights
 from nvembed_deploy.spec import ModelSpec
 from nvembed_deploy.text import Tokenizer
-from nvembed_deploy.train.recipe import AdapterSection, ModelSection, TrainRecipe
+from nvembed_deploy.train.recipe import AdapterSection, TrainRecipe
+from nvembed_deploy.train.start import load_tokenizer, open_start, parts_of
 
 _MODEL, _POOLER = "model.", "pooler."
 _DECODER = "backbone.decoder."
@@ -91,20 +85,17 @@ def open_learner(
 
     Raises:
         CheckpointError: it cannot be read, or its adapter cannot be trained on.
+        RecipeError: the decoder has no linears of the names that are to be adapted.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        start = recipe.model.checkpoint or _start(recipe, Path(scratch))
-        checkpoint = open_checkpoint(start)
-        plain = dataclasses.replace(checkpoint, adapter=None)
+        checkpoint = open_start(recipe, Path(scratch))
+        parts, config = parts_of(checkpoint, recipe.model), _lora(recipe.adapter, checkpoint)
+        weights = open_weights(dataclasses.replace(checkpoint, adapter=None))
         place = torch.device("cpu") if is_sharded else device
-        model = load_model(open_weights(plain), dtype=dtype, device=place)
-        write_tokenizer(checkpoint, Path(scratch) / "tokenizer.json")
-        spec = checkpoint.spec
-        tokenizer = Tokenizer.load(
-            Path(scratch) / "tokenizer.json", spec.text, spec.backbone.vocab_size
-        )
-    config = _lora(recipe.adapter, checkpoint.adapter)
-    learner = Learner(model, _parts(checkpoint, recipe.model), config)
+        model = load_model(weights, dtype=dtype, device=place)
+        tokenizer = load_tokenizer(checkpoint, Path(scratch))
+        learner = Learner(model, parts, config)
+        _load_pooler(learner, weights)
     if checkpoint.adapter is not None:
         _load_adapter(learner, checkpoint.adapter)
     decoder: Any = model.backbone.decoder  # transformers leaves its methods untyped
@@ -118,63 +109,12 @@ def open_learner(
     return learner.to(place).train(), tokenizer
 
 
-def _start(recipe: TrainRecipe, scratch: Path) -> Path:
-    """Return a checkpoint to begin from: a released one, or the decoder with a fresh pooler."""
-    base = Path(recipe.model.base or "").resolve()
-    if not base.exists():
-        raise CheckpointError(f"base {base} does not exist", "correct model.base in the recipe")
-    if (base / DESCRIPTION).exists():
-        raise CheckpointError(f"base {base} is a checkpoint", "name it as model.checkpoint")
-    if is_released(base):
-        _refuse_shape(recipe.model, base)
-        return base
-    backbone = open_base(base)[0].backbone
-    spec = recipe.model.pooler_spec(backbone)
-    parts = Parts(
-        base, pooler_spec=spec, causal=recipe.model.mask == "causal", name=recipe.model.name
-    )
-    assemble_checkpoint(parts, scratch / "start", seed=recipe.run.seed)
-    return scratch / "start"
-
-
-def _refuse_shape(section: ModelSection, base: Path) -> None:
-    if section.shape_keys:
-        raise CheckpointError(
-            f"base {base} is a released model: {', '.join(section.shape_keys)} are its own",
-            "remove these keys of [model]; its pooler is trained on",
-        )
-
-
-def _parts(checkpoint: Checkpoint, section: ModelSection) -> Parts:
-    base = section.base or _base_of(checkpoint)
-    spec = checkpoint.spec
-    return Parts(
-        base=Path(base).resolve(),
-        pooler_spec=spec.pooler,
-        causal=spec.backbone.causal,
-        name=section.name or (spec.name if section.checkpoint else None),
-        prompts=spec.prompts,
-        text=spec.text,
-        tokenizer=checkpoint.tokenizer.resolve() if section.checkpoint else None,
-    )
-
-
-def _base_of(checkpoint: Checkpoint) -> Path:
-    description = checkpoint.path / DESCRIPTION
-    if not description.exists():
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} is a released model, whose adapter is merged",
-            "name it as model.base: a new adapter is put on it, and its pooler trained on",
-        )
-    named = json.loads(description.read_text(encoding="utf-8"))["base"]
-    return Path(checkpoint.path, named).resolve()
-
-
-def _lora(section: AdapterSection, adapter: Path | None) -> LoraConfig:
-    if adapter is not None:
-        config: LoraConfig = LoraConfig.from_pretrained(str(adapter))
+def _lora(section: AdapterSection, checkpoint: Checkpoint) -> LoraConfig:
+    if checkpoint.adapter is not None:
+        config: LoraConfig = LoraConfig.from_pretrained(str(checkpoint.adapter))
         config.lora_dropout, config.inference_mode = section.dropout, False
         return config
+    _check_linears(section.target_modules, backbone_shapes(checkpoint.spec.backbone))
     return LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
@@ -182,6 +122,24 @@ def _lora(section: AdapterSection, adapter: Path | None) -> LoraConfig:
         target_modules=list(section.target_modules),
         task_type="FEATURE_EXTRACTION",
     )
+
+
+def _check_linears(targets: Iterable[str], names: Iterable[str]) -> None:
+    """Refuse a name that peft would find nowhere: it is no linear's, nor the end of one's."""
+    linears = [name.removeprefix(BACKBONE).removesuffix(".weight") for name in names]
+    lost = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linears)]
+    if lost:
+        raise RecipeError(
+            f"adapter.target_modules: {', '.join(lost)} is the name of no linear of the decoder",
+            "write q_proj for every layer's, layers.0.self_attn.q_proj for one layer's",
+        )
+
+
+def _load_pooler(learner: Learner, weights: Weights) -> None:
+    """Fill the pooler anew, in float32: the model was filled in the decoder's precision."""
+    for name, parameter in learner.trained().items():
+        if name.startswith(_POOLER):
+            parameter.data.copy_(torch.from_numpy(weights.read_float32(name)))
 
 
 def _load_adapter(learner: Learner, adapter: Path) -> None:
@@ -198,9 +156,10 @@ def _load_adapter(learner: Learner, adapter: Path) -> None:
 
 
 def _adapter_key(name: str) -> str:
-    return _ADAPTER_KEY + name.removeprefix(_DECODER).replace(".default.", ".").replace(
-        ".default", ""
-    )
+    tail = name.removeprefix(_DECODER).replace(".default.", ".").replace(".default", "")
+    if "lora_magnitude_vector" in tail:  # peft saves DoRA's without it
+        tail = tail.removesuffix(".weight")
+    return _ADAPTER_KEY + tail
 
 
 def save_checkpoint(

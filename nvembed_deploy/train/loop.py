@@ -10,6 +10,7 @@ import dataclasses
 import math
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,8 @@ from nvembed_deploy.train.leaving import leave_group
 from nvembed_deploy.train.loss import allowed_passages, info_nce
 from nvembed_deploy.train.mixture import Blend, Mixture
 from nvembed_deploy.train.recipe import OptimizerSection, TrainRecipe
-from nvembed_deploy.train.run_folder import check_paths, claim, open_sources
+from nvembed_deploy.train.run_data import check_unchanged, open_sources, stamps_of, tell_alone
+from nvembed_deploy.train.run_folder import check_claim, check_paths, claim, held
 from nvembed_deploy.train.saved import Progressing, load_step, save_step, saved_steps, snapshot
 from nvembed_deploy.train.shard import shard
 from nvembed_deploy.train.sources import Source
@@ -71,10 +73,11 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
     Args:
         recipe: all choices.
         resume: go on from the newest saved step, or begin if there is none.
-        overwrite: remove a run that is there.
+        overwrite: remove a run that is there, once model and data of this one are open.
 
     Raises:
-        RecipeError: `out` holds a run and neither was asked for, or resuming another recipe.
+        RecipeError: `out` holds a run and neither was asked for, or another process writes it, or
+            resuming another recipe.
         CheckpointError, InputError: the model or the data cannot be used.
         GateError: the loss is not finite, and the recipe says to stop.
         MissingPackageError: the tracker is not installed.
@@ -86,13 +89,19 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
         project_dir=str(recipe.run.out),
         cpu=not torch.cuda.is_available(),
     )
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            claim(recipe, resume=resume, overwrite=overwrite)
-        sources = open_sources(recipe)
-    run = _Run(recipe, accelerator, sources)
-    run.restore(resume=resume)
-    return run.finish()
+    is_main: bool = accelerator.is_main_process
+    with held(recipe.run.out) if is_main else nullcontext():
+        with accelerator.main_process_first():
+            if is_main:
+                check_claim(recipe, resume=resume, overwrite=overwrite)
+            sources = open_sources(recipe)
+        run = _Run(recipe, accelerator, sources)
+        run.restore(resume=resume and not overwrite)
+        accelerator.wait_for_everyone()
+        if is_main:
+            claim(recipe, sources, overwrite=overwrite)
+            tell_alone(recipe, sources)
+        return run.finish()
 
 
 def rate_at(step: int, section: OptimizerSection) -> float:
@@ -130,16 +139,18 @@ class _Run:
         weights = tuple(s.weight for s in recipe.data)
         one_source = recipe.batch.mix == "one-source"
         blend = Blend(weights, recipe.loss.hard_negatives, one_source)
+        self.sources = sources
         self.mixture = Mixture(sources, blend, recipe.run.seed)
         self.embed = embedder(learner, self.tokenizer.spec.pad_id, self.device)
         self.step, self.skipped, self.unfinite = 0, 0, 0
 
     def restore(self, *, resume: bool) -> None:
-        """Go back to the newest saved step if asked to."""
+        """Go back to the newest saved step if asked to; one of other data is refused."""
         saved = saved_steps(self.recipe.run.out)
         if resume and saved:
             state = self._state()
             load_step(state, saved[-1])
+            check_unchanged(state.extra.get("sources"), self.sources, state.step)
             self.step, self.skipped = state.step, state.extra["skipped"]
             self.mixture.load_state_dict(state.extra["mixture"])
 
@@ -265,7 +276,11 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> Progressing:
-        extra = {"mixture": self.mixture.state_dict(), "skipped": self.skipped}
+        extra = {
+            "mixture": self.mixture.state_dict(),
+            "skipped": self.skipped,
+            "sources": stamps_of(self.sources),
+        }
         return Progressing(self.learner, self.optimizer, self.step, extra)
 
     def _report(self) -> RunReport:

@@ -15,11 +15,12 @@ from pydantic import AfterValidator, Field, model_validator
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.spec import BackboneSpec, PoolerSpec, Pooling
 from nvembed_deploy.tomlfile import read_toml, read_value
-from nvembed_deploy.train.example import SYMMETRIC
+from nvembed_deploy.train.example import SYMMETRIC, TaskType
 from nvembed_deploy.train.section import Section, validated
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 _SHAPE = {"pooling", "mask", "num_latents", "num_heads", "head_width", "feed_width"}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -28,6 +29,15 @@ def _one_line(name: str) -> str:
     if not name.isprintable():
         raise ValueError(f"{name!r} is not one line of printable text")
     return name
+
+
+def _linear(name: str) -> str:
+    if name.rpartition(".")[2] not in LINEARS:
+        raise ValueError(f"{name!r} is no linear of a decoder, expected {', '.join(LINEARS)}")
+    return name
+
+
+Linear = Annotated[str, AfterValidator(_linear)]
 
 
 class ModelSection(Section):
@@ -74,8 +84,9 @@ class AdapterSection(Section):
 
     rank: Count = 16
     alpha: Count = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    target_modules: tuple[str, ...] = LINEARS
+    dropout: Share = 0.1
+    target_modules: Annotated[tuple[Linear, ...], Field(min_length=1)] = LINEARS
+    """Names of linears, of all layers (`q_proj`) or one (`layers.0.self_attn.q_proj`)."""
 
 
 class SourceSection(Section):
@@ -83,7 +94,7 @@ class SourceSection(Section):
 
     path: Path
     weight: Positive = 1.0
-    task_types: tuple[str, ...] = ()
+    task_types: tuple[TaskType, ...] = ()
     """Take only these; all if empty."""
 
 
@@ -91,7 +102,7 @@ class TextSection(Section):
     """How examples become texts."""
 
     max_tokens: Annotated[int, Field(ge=3)] = 512
-    instruct_passages: tuple[str, ...] = SYMMETRIC
+    instruct_passages: tuple[TaskType, ...] = SYMMETRIC
     """Task types whose two sides are alike: both carry the instruction."""
     on_bad: Literal["stop", "skip"] = "stop"
     """What a line that is no example does: end the run at once, or be counted and left out."""
@@ -132,7 +143,7 @@ class OptimizerSection(Section):
     """The same as the adapter's if left out."""
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     max_grad_norm: Positive = 1.0
 
     @model_validator(mode="after")
@@ -146,7 +157,7 @@ class RunSection(Section):
     """Where a run lives, and what it writes."""
 
     out: Path
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
     shard: bool = False
@@ -175,6 +186,12 @@ class TrainRecipe(Section):
     batch: BatchSection = BatchSection()
     optimizer: OptimizerSection
     run: RunSection
+
+    @model_validator(mode="after")
+    def _compares_something(self) -> Self:
+        if self.batch.queries == 1 and not self.loss.hard_negatives:
+            raise ValueError("no negatives: batch.queries is 1 and loss.hard_negatives is 0")
+        return self
 
     @model_validator(mode="after")
     def _keeps_the_adapter(self) -> Self:

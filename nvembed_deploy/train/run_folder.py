@@ -1,4 +1,4 @@
-"""This file owns a run's folder: whose it is, and its tables of data.
+"""This file owns a run's folder: whose it is, and what may be removed of it.
 
 `out/` holds recipe.json, data/ (tables), log.jsonl, curves.png, steps/ and at the end checkpoint/.
 """
@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.errors import RecipeError
-from nvembed_deploy.train.counts import counted
-from nvembed_deploy.train.journal import LOG
+from nvembed_deploy.filelock import lock
+from nvembed_deploy.train.journal import CURVES, LOG
 from nvembed_deploy.train.recipe import TrainRecipe
-from nvembed_deploy.train.sources import Source, open_source
+from nvembed_deploy.train.sources import Source, is_table
 
 RECIPE = "recipe.json"
+DATA = "data"
+_LOCK = "run.lock"
+_WRITTEN = ("checkpoint", CURVES, "tensorboard", "wandb", LOG, "steps", RECIPE)
+"""What a run writes beside its tables, in the order it is removed: what is left when that is
+killed is still a run, which begins again only if asked to."""
 _WATCHING = {"run.log_every", "run.save_every", "run.keep", "run.tracker", "run.out"}
 _MEMORY = {"run.shard", "run.gradient_checkpointing", "batch.chunk_tokens", "batch.live_tokens"}
 _FREE = _WATCHING | _MEMORY | {"run.compile"}
@@ -24,74 +31,105 @@ _FREE = _WATCHING | _MEMORY | {"run.compile"}
 
 
 def check_paths(recipe: TrainRecipe) -> None:
-    """Refuse a recipe that names what is not there.
+    """Refuse a recipe that names what is not there, or reads what the run writes.
 
     Raises:
-        RecipeError: paths do not exist; all are listed.
+        RecipeError: paths do not exist, or are the run's own; all are listed.
     """
-    paths = {"model.base": recipe.model.base, "model.checkpoint": recipe.model.checkpoint}
-    paths |= {f"data.{number}.path": section.path for number, section in enumerate(recipe.data)}
-    missing = [f"{key} {path}" for key, path in paths.items() if path and not path.exists()]
+    named = {"model.base": recipe.model.base, "model.checkpoint": recipe.model.checkpoint}
+    named |= {f"data.{number}.path": section.path for number, section in enumerate(recipe.data)}
+    paths = {key: path for key, path in named.items() if path}
+    missing = [f"{key} {path}" for key, path in paths.items() if not path.exists()]
     if missing:
         raise RecipeError(
             f"{', '.join(missing)}: no such file or folder",
             "correct the recipe (paths start at the current folder), or fetch what it names",
         )
-
-
-def open_sources(recipe: TrainRecipe) -> list[Source]:
-    """Read all the recipe's data into tables under `out/data`."""
-    skip_faults = recipe.text.on_bad == "skip"
-    cache = recipe.run.out / "data"
-    cache.mkdir(parents=True, exist_ok=True)
-    return [open_source(section, cache, skip_faults=skip_faults) for section in recipe.data]
-
-
-def describe(recipe: TrainRecipe, sources: list[Source]) -> str:
-    """Say what a run would do: the data, how often each source is passed through, the steps."""
-    drawn = recipe.optimizer.steps * recipe.batch.queries
-    total = sum(section.weight for section in recipe.data)
-    lines = []
-    for section, source in zip(recipe.data, sources, strict=True):
-        report, share = source.report, section.weight / total
-        tasks = ", ".join(f"{name} {count:,}" for name, count in report.task_types.items())
-        lines.append(
-            f"{report.path}: {counted(report.kept, 'example')} ({tasks}), {share:.0%} of each "
-            f"batch, passed through {drawn * share / report.kept:.2f} times"
+    out = recipe.run.out
+    own = [
+        f"{key} {path}"
+        for key, path in paths.items()
+        if _is_written(path.resolve(), out.resolve(), is_read_whole=key.startswith(DATA))
+    ]
+    if own:
+        raise RecipeError(
+            f"{', '.join(own)}: the run itself writes there, run.out is {out}",
+            "choose another run.out",
         )
-        lines += [f"  left out {count:,}: {why}" for why, count in report.faults.items()]
-    per_query = 2 + recipe.loss.hard_negatives
-    lines.append(
-        f"{counted(recipe.optimizer.steps, 'step')} of {recipe.batch.queries} queries, up to "
-        f"{recipe.batch.queries * per_query:,} texts each; writes {recipe.run.out}"
-    )
-    return "\n".join(lines)
 
 
-def claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
-    """Make `out` this recipe's. A run that ended before its first step leaves no claim.
+def _is_written(path: Path, out: Path, *, is_read_whole: bool) -> bool:
+    """Return whether a path is a run's folder or within what it writes, or a folder around it."""
+    if is_read_whole and out.is_relative_to(path):
+        return True
+    if path.is_relative_to(out / DATA) and any(map(is_table, [path, *path.parents])):
+        return True
+    return path == out or any(path.is_relative_to(out / name) for name in _WRITTEN)
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Let no other run write `out` meanwhile.
+
+    Raises:
+        RecipeError: another one does.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK).open("ab") as file:
+        try:
+            lock(file.fileno())
+        except BlockingIOError:
+            raise RecipeError(
+                f"another run is writing {out}", "wait for it, or change run.out"
+            ) from None
+        yield
+
+
+def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an `out` that holds another run. One that ended before its first step is none.
 
     Raises:
         RecipeError: it holds a run, and is neither to be resumed nor removed; or it was begun with
             another recipe.
     """
-    out, described = recipe.run.out, recipe.model_dump(mode="json")
+    out = recipe.run.out
     path = out / RECIPE
-    if overwrite and path.exists():
-        shutil.rmtree(out)
-    if path.exists() and _holds_steps(out):
-        if not resume:
-            raise RecipeError(
-                f"{out} holds a run already", "add --resume, --overwrite, or change run.out"
-            )
-        differing = _differing(described, json.loads(path.read_text(encoding="utf-8")))
-        if differing:
-            raise RecipeError(
-                f"{out} was begun with another recipe: {', '.join(differing)} differ",
-                "resume with the same recipe, or choose another run.out",
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    if overwrite or not path.exists() or not _holds_steps(out):
+        return
+    if not resume:
+        raise RecipeError(
+            f"{out} holds a run already", "add --resume, --overwrite, or change run.out"
+        )
+    described = json.loads(path.read_text(encoding="utf-8"))
+    differing = _differing(recipe.model_dump(mode="json"), described)
+    if differing:
+        raise RecipeError(
+            f"{out} was begun with another recipe: {', '.join(differing)} differ",
+            "resume with the same recipe, or choose another run.out",
+        )
+
+
+def claim(recipe: TrainRecipe, sources: Sequence[Source], *, overwrite: bool) -> None:
+    """Make `out` this recipe's, now that all it needs is open; remove a run that is overwritten.
+
+    What else is in the folder stays, and so do the tables of `sources`.
+    """
+    out = recipe.run.out
+    if overwrite and (out / RECIPE).exists():
+        used = {source.folder.name for source in sources}
+        for table in [t for t in (out / DATA).iterdir() if is_table(t) and t.name not in used]:
+            _remove(table)
+        for name in _WRITTEN:
+            _remove(out / name)
+    described = json.dumps(recipe.model_dump(mode="json"), indent=2)
+    (out / RECIPE).write_text(described + "\n", encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _holds_steps(out: Path) -> bool:

@@ -44,7 +44,8 @@ def step_folder(out: Path, step: int) -> Path:
 
 def saved_steps(out: Path) -> list[Path]:
     """List the complete saved steps, the oldest first."""
-    return sorted(folder.parent for folder in (out / _STEPS).glob(f"[0-9]*/{_STATE}"))
+    folders = [state.parent for state in (out / _STEPS).glob(f"*/{_STATE}")]
+    return sorted((f for f in folders if f.name.isdecimal()), key=lambda f: int(f.name))
 
 
 def snapshot(state: Progressing) -> dict[str, Any]:

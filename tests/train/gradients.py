@@ -15,7 +15,7 @@ from nvembed_deploy.train.learner import Learner
 from nvembed_deploy.train.leaving import leave_group
 from nvembed_deploy.train.loop import _Run
 from nvembed_deploy.train.recipe import TrainRecipe, load_recipe
-from nvembed_deploy.train.run_folder import open_sources
+from nvembed_deploy.train.run_data import open_sources
 
 
 def shake(learner: Learner) -> None:

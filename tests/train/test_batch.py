@@ -51,9 +51,26 @@ def test_the_same_text_is_never_its_own_negative(tokenizer: Tokenizer) -> None:
     assert dropped == [[0, 2], [0, 5], [2, 0]]
 
 
-def test_texts_that_are_cut_are_counted(tokenizer: Tokenizer) -> None:
+def test_no_known_positive_of_a_query_is_its_negative(tokenizer: Tokenizer) -> None:
+    def row(positive: str, *negatives: str, instruction: str = "find it") -> Example:
+        return Example("retrieval", instruction, "the cat", positive, negatives)
+
+    rows = [row("a mat"), row("a text", "a mat", "many words"), row("words", instruction="alike")]
+    other = Example("retrieval", "find it", "a cat", "a text")
+    batch = make_batch([*rows, other], tokenizer, TextSection(max_tokens=64))
+    dropped = np.argwhere(~batch.keep_QP).tolist()
+    # rows 0 and 1 ask the same: "a mat" (passages 0 and 4) and "a text" (1 and 3) answer both;
+    # row 2 asks it under another instruction, row 3 something else
+    assert dropped == [[0, 1], [0, 3], [0, 4], [1, 0], [1, 3], [1, 4], [3, 1]]
+
+
+def test_only_texts_that_lose_their_end_are_counted_as_cut(tokenizer: Tokenizer) -> None:
     long = Example("retrieval", "", "cat " * 90, "mat", ())
     assert make_batch([long, *EXAMPLES], tokenizer, TextSection(max_tokens=64)).truncated == 1
+    (whole,) = tokenizer.tokenize(["cat " * 20], "find it")
+    fits = Example("retrieval", "find it", "cat " * 20, "mat", ())
+    for limit, cut in ((len(whole.ids), 0), (len(whole.ids) - 1, 1)):
+        assert make_batch([fits], tokenizer, TextSection(max_tokens=limit)).truncated == cut
 
 
 def test_an_instruction_without_room_is_refused_by_name(tokenizer: Tokenizer) -> None:

@@ -9,21 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Tokenizers
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.checkpoint import open_checkpoint
-from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.errors import CheckpointError, RecipeError
 from nvembed_deploy.export.pipeline import run_export
 from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.spec import Pooling, Precision
 from nvembed_deploy.text import Tokenizer
 from nvembed_deploy.train.gradcache import embedder
 from nvembed_deploy.train.learner import Learner, open_learner, save_checkpoint, whole_weights
 from nvembed_deploy.train.recipe import TrainRecipe
+from tests import factories
+from tests.model.test_adapter import write_adapter
 from tests.train import pairs
 
+ADAPTER = Path("adapter", "adapter_model.safetensors")
 CPU = torch.device("cpu")
 TEXTS = ["the cat sat on a mat", "another text", "many words"]
 
@@ -106,11 +111,58 @@ def test_a_second_stage_begins_where_the_first_ended(tiny_base: Path, tmp_path: 
         n: p.shape for n, p in first.trained().items()
     }
     save_checkpoint(second, whole_weights(second), tmp_path / "two")
-    one, two = (
-        (tmp_path / n / "adapter" / "adapter_model.safetensors").read_bytes()
-        for n in ("one", "two")
-    )
+    one, two = ((tmp_path / name / ADAPTER).read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+def test_a_pooler_begins_as_it_was_saved_where_the_decoder_is_bfloat16(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    first, _ = opened(tiny_base, tmp_path)
+    saved = whole_weights(first)
+    save_checkpoint(first, saved, tmp_path / "one")
+    values = pairs.values(tiny_base, tmp_path, tmp_path / "run")
+    values["model"], values["adapter"] = {"checkpoint": str(tmp_path / "one")}, {}
+    second, _ = open_learner(TrainRecipe.model_validate(values), torch.bfloat16, CPU)
+    assert second.model.backbone.decoder.norm.weight.dtype is torch.bfloat16
+    begun = whole_weights(second)
+    assert {name for name in saved if not torch.equal(begun[name], saved[name])} == set()
+
+
+def test_training_goes_on_from_a_dora_adapter_that_peft_saved(
+    tiny_base: Path, tiny_pooler: Path, tmp_path: Path
+) -> None:
+    options = {"use_dora": True, "target_modules": ["q_proj", "down_proj"]}
+    write_adapter(tiny_base, tmp_path / "peft", **options)
+    spec = factories.TINY.pooler
+    parts = Parts(tiny_base, adapter=tmp_path / "peft", pooler=tiny_pooler, pooler_spec=spec)
+    assemble_checkpoint(parts, tmp_path / "one")
+    values = pairs.values(tiny_base, tmp_path, tmp_path / "run")
+    values["model"], values["adapter"] = {"checkpoint": str(tmp_path / "one")}, {}
+    learner, tokenizer = open_learner(TrainRecipe.model_validate(values), torch.float32, CPU)
+    learner.eval()
+    assert len([n for n in learner.trained() if "magnitude" in n]) == 3 * 2
+    save_checkpoint(learner, whole_weights(learner), tmp_path / "two")
+    one, two = (load_file(tmp_path / name / ADAPTER) for name in ("one", "two"))
+    assert set(one) == set(two)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with load_encoder(tmp_path / "two", "torch", device="cpu") as encoder:
+        found = encoder.encode(TEXTS, instruction="find it")
+    assert np.abs(found - embed(learner, tokenizer)).max() <= 2e-6
+
+
+@pytest.mark.parametrize("name", ["layers.9.self_attn.q_proj", "mlp.q_proj"])
+def test_linears_that_the_decoder_has_not_are_refused(
+    tiny_base: Path, tmp_path: Path, name: str
+) -> None:
+    adapter = {"target_modules": ["layers.1.self_attn.q_proj", "mlp.down_proj", name]}
+    recipe = pairs.recipe(tiny_base, tmp_path, tmp_path / "run", adapter=adapter)
+    with pytest.raises(RecipeError, match=f"adapter.target_modules: {name} .* no linear of"):
+        open_learner(recipe, torch.float32, CPU)
+    adapter["target_modules"].pop()
+    recipe = pairs.recipe(tiny_base, tmp_path, tmp_path / "run", adapter=adapter)
+    learner, _ = open_learner(recipe, torch.float32, CPU)
+    assert len([n for n in learner.trained() if "lora_" in n]) == (1 + 3) * 2
 
 
 def test_text_rules_and_tokenizer_of_a_checkpoint_outlast_a_second_stage(
@@ -228,11 +280,9 @@ def test_a_start_of_the_wrong_kind_is_refused_with_the_right_one(
 
 
 def test_an_adapter_that_lost_a_tensor_is_refused(tiny_base: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     learner, _ = opened(tiny_base, tmp_path)
     save_checkpoint(learner, whole_weights(learner), tmp_path / "out")
-    path = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
+    path = tmp_path / "out" / ADAPTER
     tensors = load_file(path)
     for part in ("lora_A", "lora_B"):
         del tensors[f"base_model.model.layers.0.self_attn.q_proj.{part}.weight"]

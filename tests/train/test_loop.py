@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -11,12 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 
 from nvembed_deploy import load_encoder
-from nvembed_deploy.errors import CheckpointError, GateError, RecipeError
+from nvembed_deploy.errors import CheckpointError, GateError, InputError, RecipeError
 from nvembed_deploy.train import loop
 from nvembed_deploy.train.journal import read_log
 from nvembed_deploy.train.recipe import TrainRecipe
+from nvembed_deploy.train.run_data import open_sources
+from nvembed_deploy.train.run_folder import held
 from nvembed_deploy.train.saved import saved_steps
 from tests.train import pairs, runs
 
@@ -129,6 +134,118 @@ def test_only_so_many_steps_are_kept(tiny_base: Path, data: Path, tmp_path: Path
     changes = {"run": {"save_every": 1, "keep": 3}}
     loop.train(pairs.recipe(tiny_base, data, tmp_path / "run", **changes))
     assert [s.name for s in saved_steps(tmp_path / "run")] == ["000004", "000005", "000006"]
+
+
+def test_the_newest_step_is_kept_though_its_number_is_longer(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run", run={"keep": 1})
+    run = loop._Run(recipe, Accelerator(cpu=True), open_sources(recipe))
+    for run.step in (999_999, 1_000_000):
+        run._save()
+        assert [s.name for s in saved_steps(recipe.run.out)] == [str(run.step)]
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    loop.train(recipe)
+    shutil.rmtree(tmp_path / "run" / "steps" / "000006")
+    rows = data.read_text().splitlines(keepends=True)
+    data.write_text("".join(rows[:-1]))
+    with pytest.raises(InputError, match=rf"step 4: {data}, 24 examples then and 23 now"):
+        loop.train(recipe, resume=True)
+    data.write_text("".join([*rows[:-1], json.dumps(pairs.pair(99)) + "\n"]))
+    with pytest.raises(InputError, match="24 examples then and now, but not the same"):
+        loop.train(recipe, resume=True)
+    data.write_text("".join(rows))
+    assert loop.train(recipe, resume=True).steps == 6
+
+
+def test_a_step_that_does_not_know_its_data_may_go_on(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    loop.train(recipe)
+    state = saved_steps(tmp_path / "run")[-1] / "state.pt"
+    saved = torch.load(state, weights_only=True)
+    del saved["extra"]["sources"]
+    torch.save(saved, state)
+    assert loop.train(recipe, resume=True).steps == 6
+
+
+def test_a_run_that_is_overwritten_stays_until_the_next_can_begin(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    loop.train(pairs.recipe(tiny_base, data, out))
+    (out / "mine.txt").touch()
+    weights, table = runs.weights(out), next((out / "data").iterdir())
+    wrong = pairs.recipe(tiny_base, data, out, adapter={"target_modules": ["mlp.q_proj"]})
+    with pytest.raises(RecipeError):
+        loop.train(wrong, overwrite=True)
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    with pytest.raises(InputError):
+        loop.train(pairs.recipe(tiny_base, empty, out), overwrite=True)
+    assert all(np.array_equal(weights[n], w) for n, w in runs.weights(out).items())
+    assert len(read_log(out)) == 6
+
+    other = pairs.write_pairs(tmp_path / "other.jsonl", 8)
+    short = {"steps": 1, "warmup_steps": 0}
+    loop.train(pairs.recipe(tiny_base, other, out, optimizer=short), overwrite=True)
+    assert [s.name for s in saved_steps(out)] == ["000001"]
+    assert len(read_log(out)) == 1
+    assert (out / "mine.txt").exists()
+    assert not table.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("model.checkpoint", "run/checkpoint"),
+        ("model.checkpoint", "run/steps/000006/checkpoint"),
+        ("model.base", "run"),
+        ("data.0.path", "run/log.jsonl"),
+        ("data.0.path", "run/data/TABLE/table"),
+        ("data.0.path", ""),
+    ],
+)
+def test_a_run_does_not_write_over_what_it_reads(
+    tiny_base: Path, data: Path, tmp_path: Path, key: str, place: str
+) -> None:
+    loop.train(pairs.recipe(tiny_base, data, tmp_path / "run"))
+    values = pairs.values(tiny_base, data, tmp_path / "run")
+    place = place.replace("TABLE", next((tmp_path / "run" / "data").iterdir()).name)
+    if key == "data.0.path":
+        values["data"] = [{"path": str(tmp_path / place)}]
+    else:
+        values["model"] = {key.removeprefix("model."): str(tmp_path / place)}
+        values["adapter"] = {}
+    with pytest.raises(RecipeError, match=f"{key} {tmp_path / place}: the run itself"):
+        loop.train(TrainRecipe.model_validate(values), overwrite=True)
+    assert (tmp_path / "run" / "checkpoint" / "checkpoint.json").exists()
+
+
+def test_two_runs_do_not_write_one_folder(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    with held(recipe.run.out), pytest.raises(RecipeError, match="another run is writing"):
+        loop.train(recipe)
+    loop.train(recipe)
+    with held(recipe.run.out), pytest.raises(RecipeError, match="another run is writing"):
+        loop.train(recipe, overwrite=True)
+
+
+def test_examples_without_negatives_are_told_where_nothing_else_is_compared(
+    tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = {"in_batch_negatives": False}
+    loop.train(pairs.recipe(tiny_base, data, tmp_path / "run", loss=alone))
+    assert f"{data}: 8 of 24 examples have no negative" in capsys.readouterr().err
+    data.write_text("".join(json.dumps(pairs.pair(i, negatives=[])) + "\n" for i in range(4)))
+    assert loop.train(pairs.recipe(tiny_base, data, tmp_path / "whole")).loss > 0
+    for changes in ({"loss": alone}, {"batch": {"queries": 1}}):
+        with pytest.raises(InputError, match="no example has a negative"):
+            loop.train(pairs.recipe(tiny_base, data, tmp_path / "none", **changes))
 
 
 def test_a_damaged_state_is_refused_by_name(tiny_base: Path, data: Path, tmp_path: Path) -> None:

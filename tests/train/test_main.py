@@ -64,6 +64,21 @@ def test_a_dry_run_counts_and_trains_nothing(
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
+def test_a_dry_run_finds_what_a_run_would_stop_at(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(recipe), "--dry-run", "--set", "loss.in_batch_negatives=false"]
+    assert main(words) == 0
+    assert "  8 of 24 examples have no negative" in capsys.readouterr().out
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps(pairs.pair(1, instruction="word " * 60)) + "\n")
+    assert main(words) == 2
+    assert "line 1: the instruction's" in capsys.readouterr().err
+    data.write_text(json.dumps(pairs.pair(1, negatives=[])) + "\n")
+    assert main(words) == 2
+    assert "no example has a negative" in capsys.readouterr().err
+
+
 def test_one_example_is_not_called_several(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

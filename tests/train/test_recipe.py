@@ -60,11 +60,16 @@ def test_overrides_change_single_values(tmp_path: Path, values: dict) -> None:
         ("model", {"base": None, "checkpoint": "c"}, "a checkpoint's shape is its own"),
         ("adapter", {"rank": 0}, "adapter.rank is 0"),
         ("adapter", {"dropout": 1.0}, "adapter.dropout is 1.0"),
+        ("adapter", {"target_modules": ["q_proj", "v_prj"]}, "target_modules.1: 'v_prj' is no"),
+        ("adapter", {"target_modules": []}, "adapter.target_modules is []"),
+        ("text", {"instruct_passages": ["STS"]}, "text.instruct_passages.0 is 'STS'"),
         ("loss", {"temperature": 0}, "loss.temperature is 0"),
         ("loss", {"in_batch_negatives": False, "hard_negatives": 0}, "no negatives"),
         ("optimizer", {"warmup_steps": 6}, "warmup_steps 6 leaves none of 6 steps"),
+        ("optimizer", {"betas": [0.9, 1.0]}, "optimizer.betas.1 is 1.0"),
         ("optimizer", {"steps": None}, "optimizer.steps is None"),
         ("run", {"precision": "fp16"}, "run.precision is 'fp16'"),
+        ("run", {"seed": 2**32}, "run.seed is 4294967296"),
     ],
 )
 def test_a_wrong_value_is_named(
@@ -81,6 +86,20 @@ def test_a_wrong_value_is_named(
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert problem in caught.value.problem, json.dumps(clean)
+
+
+def test_a_batch_of_one_query_needs_negatives_of_its_own(tmp_path: Path, values: dict) -> None:
+    values["batch"]["queries"] = 1
+    assert load_recipe(pairs.write_toml(tmp_path / "r.toml", values)).batch.queries == 1
+    values["loss"]["hard_negatives"] = 0
+    with pytest.raises(RecipeError, match=r"batch\.queries is 1 and loss\.hard_negatives is 0"):
+        load_recipe(pairs.write_toml(tmp_path / "r.toml", values))
+
+
+def test_tasks_that_are_taken_are_tasks_there_are(tmp_path: Path, values: dict) -> None:
+    values["data"][0]["task_types"] = ["sts", "retreival"]
+    with pytest.raises(RecipeError, match=r"data\.0\.task_types\.1 is 'retreival'"):
+        load_recipe(pairs.write_toml(tmp_path / "r.toml", values))
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path, values: dict) -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from nvembed_deploy.errors import InputError
+from nvembed_deploy.text import Tokenizer
 from nvembed_deploy.train.example import Example, to_example
 from nvembed_deploy.train.recipe import SourceSection
+from nvembed_deploy.train.room import Room
 from nvembed_deploy.train.sources import Source, open_source
+from tests import factories
 from tests.train.pairs import pair, write_pairs
 
 
@@ -102,6 +105,67 @@ def test_what_is_missing_has_its_default(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"query": "a", "positive": "b"}) + "\n")
     assert read(path, tmp_path)[0] == Example("retrieval", "", "a", "b", ())
+
+
+def test_a_folder_that_is_named_as_a_file_is_read_once(tmp_path: Path) -> None:
+    import datasets
+
+    parts = tmp_path / "in" / "nq.parquet"  # as Spark writes
+    parts.mkdir(parents=True)
+    rows = [pair(i) for i in range(5)]
+    datasets.Dataset.from_list(rows).to_parquet(parts / "part-00000.parquet")
+    source = read(tmp_path / "in", tmp_path)
+    assert [source[i] for i in range(len(source))] == [to_example(row) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "datasets"])
+def test_a_null_of_a_table_is_what_is_missing(tmp_path: Path, kind: str) -> None:
+    import datasets
+
+    nothing = dict.fromkeys(("task_type", "instruction", "negatives"))
+    table = datasets.Dataset.from_list([pair(1), {"query": "a", "positive": "b", **nothing}])
+    path = tmp_path / "t.parquet"
+    if kind == "parquet":
+        table.to_parquet(path)
+    else:
+        table.save_to_disk(path)
+    source = read(path, tmp_path / "cache")
+    assert source[1] == Example("retrieval", "", "a", "b", ())
+
+
+def test_an_instruction_without_room_is_a_fault_of_its_line(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    path = write_pairs(tmp_path / "p.jsonl", 3)
+    path.write_text(path.read_text() + json.dumps(pair(3, instruction="word " * 60)) + "\n")
+    room = Room(Tokenizer.load(tiny_base / "tokenizer.json", factories.TINY.text), 32, "tiny")
+    section, cache = SourceSection(path=path), tmp_path / "cache"
+    with pytest.raises(InputError, match=r"line 4: the instruction's .* leave no room"):
+        open_source(section, cache, skip_faults=False, room=room)
+    source = open_source(section, cache, skip_faults=True, room=room)
+    assert (len(source), list(source.report.faults.values())) == (3, [1])
+
+
+def test_examples_with_nothing_to_be_compared_with_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    negatives = [["x"], [], [" "], ["the query"], ["the query", "x"]]
+    rows = [pair(1, query="the query", negatives=texts) for texts in negatives]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read(path, tmp_path).report.num_alone == 3
+
+
+def test_equal_examples_have_one_digest_wherever_they_are(tmp_path: Path) -> None:
+    digests = set()
+    for kind in ("jsonl", "jsonl.gz", "parquet"):
+        (tmp_path / kind).mkdir()
+        digests.add(read(write_as(kind, tmp_path / kind), tmp_path / "cache").report.digest)
+    assert len(digests) == 1
+    for name, number in (("other", 23), ("less", 22)):
+        rows = [pair(i) for i in range(23)] + [pair(99)] * (number == 23)
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        digests.add(read(path, tmp_path / "cache").report.digest)
+    assert len(digests) == 3
 
 
 def test_a_table_is_kept_until_its_source_changes(tmp_path: Path) -> None:
