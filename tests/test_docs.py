@@ -245,7 +245,7 @@ def test_the_extras_an_error_names_exist(path: Path) -> None:
 def test_the_python_of_the_readme_runs(
     tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    (tmp_path / "nv-embed-v2").symlink_to(tiny_artifact)
+    (tmp_path / "nv-embed-fp16").symlink_to(tiny_artifact)
     monkeypatch.chdir(tmp_path)
     for code in code_of((ROOT / "README.md").read_text(encoding="utf-8")):
         if code.language == "python":

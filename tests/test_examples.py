@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+from nvembed_deploy import load_encoder
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -50,8 +57,37 @@ def test_search_ranks_lines_and_reads_the_kept_embeddings(
     assert len(run("search.py", tiny_artifact, file, "does water boil?").splitlines()) == 2
 
 
+def test_serve_answers_as_openai_does(tiny_artifact: Path) -> None:
+    command = [sys.executable, ROOT / "examples" / "serve.py", tiny_artifact, "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            rows = [post(url, {"input": texts})["data"] for texts in ("a", ["a", "b"])]
+            query = post(url, {"input": "a", "instruction": "find"})["data"][0]["embedding"]
+            for wrong in ({"texts": []}, {"input": [7]}, {"input": "a", "instruction": 7}):
+                assert "message" in post(url, wrong)["error"]
+        finally:
+            server.kill()
+    assert [row["index"] for row in rows[1]] == [0, 1]
+    assert rows[0][0] == rows[1][0]
+    with load_encoder(tiny_artifact) as encoder:
+        expected = encoder.encode("a", instruction="find")
+    assert np.allclose(query, expected, atol=1e-6)
+    assert not np.allclose(query, rows[0][0]["embedding"], atol=1e-3)
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    try:
+        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        assert error.code == 400
+        return json.load(error)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_short_tested_and_listed(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
-    assert f'run("{path.name}"' in Path(__file__).read_text(encoding="utf-8")
+    assert f'"{path.name}"' in Path(__file__).read_text(encoding="utf-8")
     assert f"({path.name})" in (ROOT / "examples/README.md").read_text(encoding="utf-8")
