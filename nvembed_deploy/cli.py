@@ -11,12 +11,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from nvembed_deploy.errors import HardwareError, InputError, NVEmbedError, is_out_of_memory
+from nvembed_deploy.errors import (
+    HardwareError,
+    InputError,
+    NVEmbedError,
+    RecipeError,
+    is_out_of_memory,
+)
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -100,6 +106,23 @@ def check_out(option: str, path: Path | None) -> None:
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise InputError(f"{option} {path} {problem}", "name a file in a folder that exists")
+
+
+def prompts(pairs: Iterable[str]) -> dict[str, str]:
+    r"""Read an option's named prefixes, `NAME=PREFIX` each; \n is a line break.
+
+    Raises:
+        RecipeError: one has no name.
+    """
+    found = {}
+    for pair in pairs:
+        name, separator, prefix = pair.partition("=")
+        if not separator or not name:
+            raise RecipeError(
+                f"--prompt {pair!r} is no NAME=PREFIX", "write --prompt query='Instruct: '"
+            )
+        found[name] = prefix.replace("\\n", "\n")
+    return found
 
 
 def human_bytes(count: float) -> str:

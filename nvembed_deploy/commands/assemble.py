@@ -53,7 +53,7 @@ def assemble(args: argparse.Namespace) -> None:
         pooler=args.pooler,
         pooler_spec=_pooler_spec(args, hidden),
         name=_name(args.name),
-        prompts=_prompts(args.prompt),
+        prompts=cli.prompts(args.prompt),
     )
     spec = assemble_checkpoint(
         parts, args.out, copy_base=args.copy_base, overwrite=args.overwrite, seed=args.seed
@@ -134,13 +134,3 @@ def _name(name: str | None) -> str | None:
             f"--name {name!r} is not one line of printable text", "write it in one line"
         )
     return name
-
-
-def _prompts(pairs: list[str]) -> dict[str, str]:
-    prompts = {}
-    for pair in pairs:
-        name, separator, prefix = pair.partition("=")
-        if not separator:
-            raise RecipeError(f"--prompt {pair!r} has no '='", "write --prompt query='Instruct: '")
-        prompts[name] = prefix.replace("\\n", "\n")
-    return prompts

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", action="append", help="a text (repeatable)")
     source.add_argument("--input", type=Path, help="file of texts; default: standard input")
-    parser.add_argument("--field", help="read JSON lines and take this key as the text")
+    parser.add_argument(
+        "--field", help="read JSON lines and take this key as the text (of a .jsonl file: text)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=cli.positive, help="texts a batch (default: by tokens)"
     )
+    parser.add_argument("--max-length", type=cli.positive, help="cut texts after so many tokens")
     parser.add_argument("--threads", type=cli.positive, help="processor threads")
     parser.add_argument("--truncate-dim", type=cli.positive, help="keep the first N dimensions")
     cli.add_traceback(parser)
@@ -65,6 +68,8 @@ def encode(args: argparse.Namespace) -> None:
     from nvembed_deploy.runtimes.protocol import RuntimeOptions
 
     _check_options(args)
+    if args.field is None and args.input is not None and args.input.suffix == ".jsonl":
+        args.field = "text"
     total = _count(args)
     if total == 0:
         raise InputError(f"{args.input} holds no text", "give one text a line, or --text")
@@ -77,6 +82,7 @@ def encode(args: argparse.Namespace) -> None:
             prompt_name=args.prompt_name,
             batch_size=args.batch_size,
             truncate_dim=args.truncate_dim,
+            max_length=args.max_length,
             show_progress_bar=sys.stderr.isatty(),
             total=total,
         )

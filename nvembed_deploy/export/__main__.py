@@ -58,6 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[f.value for f in PoolerForm],
         help="folded: constants multiplied out, exact (default); faithful: as trained, for audits",
     )
+    parser.add_argument(
+        "--max-tokens",
+        type=cli.positive,
+        help="cut texts after so many tokens (default: the checkpoint's, 4096 of NV-Embed's)",
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="NAME=PREFIX",
+        help="a named literal prefix for encode(prompt_name=...), `query` for encode_query too; "
+        "\\n is a line break (repeat)",
+    )
     _add_rounding_arguments(parser)
     _add_engine_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be written; stop")
@@ -193,6 +205,8 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "precision": args.precision,
         "opset": args.opset,
         "pooler": args.pooler,
+        "max_tokens": args.max_tokens,
+        "prompts": cli.prompts(args.prompt) if args.prompt else None,
         "rounding": args.rounding,
         "keep": args.keep,
         "keep_share": args.keep_share,

@@ -80,9 +80,13 @@ def _fold_flops(spec: ModelSpec) -> int:
 
 
 def _calibration_bytes(spec: ModelSpec, recipe: ExportRecipe) -> int:
-    """Return a block in float32, the states of all texts, its energies, and what a batch takes."""
+    """Return a block in float32, the states of all texts, its energies, and what a batch takes.
+
+    With directions a weight is there once more, wider.
+    """
     hidden, wide = spec.backbone.hidden_size, spec.backbone.intermediate_size
-    layer = _layer_parameters(spec) + 3 * hidden**2 + wide**2 + _batch_values(spec, recipe)
+    copy = hidden * wide if recipe.rank else 0
+    layer = copy + _layer_parameters(spec) + 3 * hidden**2 + wide**2 + _batch_values(spec, recipe)
     return int(4 * (_tokens(recipe) * hidden + max(layer, _pooler_values(spec))))
 
 

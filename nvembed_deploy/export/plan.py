@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint
-from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.errors import ArtifactError, RecipeError
 from nvembed_deploy.export.builder import WeightEntry
 from nvembed_deploy.export.calibration_record import CalibrationRecord
 from nvembed_deploy.export.calibration_texts import read_texts
@@ -81,7 +81,7 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
         RecipeError: the engine asked for cannot be built, a pattern means no linear, linears
             cannot be rounded in blocks, or texts cannot be read.
     """
-    checkpoint = open_checkpoint(checkpoint_path)
+    checkpoint = _as_asked(open_checkpoint(checkpoint_path), recipe)
     weights = open_weights(checkpoint)
     record = None if recipe.ranges is None else CalibrationRecord.read(Path(recipe.ranges))
     if record is not None and recipe.activations is None:
@@ -98,6 +98,19 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
         device_of(recipe)
     _read_texts(recipe)
     return export
+
+
+def _as_asked(checkpoint: Checkpoint, recipe: ExportRecipe) -> Checkpoint:
+    """Return a checkpoint that takes texts as the recipe says."""
+    spec = checkpoint.spec
+    most, asked = spec.backbone.max_positions, recipe.max_tokens or spec.text.max_tokens
+    if asked > most:
+        raise RecipeError(
+            f"max_tokens is {asked}, and the decoder has {most} positions", "ask for fewer"
+        )
+    text = replace(spec.text, max_tokens=asked)
+    prompts = spec.prompts | recipe.prompts
+    return replace(checkpoint, spec=replace(spec, text=text, prompts=prompts))
 
 
 def check_out(export: Export, out_dir: Path) -> None:

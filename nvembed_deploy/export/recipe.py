@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from nvembed_deploy.export.formats import (
     Rounding,
 )
 from nvembed_deploy.export.recipe_rules import settle
-from nvembed_deploy.spec import PoolerForm, Precision
+from nvembed_deploy.spec import MIN_TOKENS, PoolerForm, Precision
 from nvembed_deploy.tomlfile import read_toml
 
 OPSETS = (20, 23)
@@ -68,6 +69,10 @@ class ExportRecipe:
     """Where calibration computes, by torch's name; last digits differ between devices."""
     ranges: str | None = None
     """An artifact whose calibrated ranges are used again, without texts."""
+    max_tokens: int | None = None
+    """Tokens after which texts are cut, instead of the checkpoint's own."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Literal prefixes by name, beside the checkpoint's own."""
     cache: str | None = None
     """A folder for the blocks that are rounded: an export that was killed goes on from them."""
     seed: int = 0
@@ -201,13 +206,27 @@ def _value(key: str, value: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - TO
         return _ENUMS[key](value), None
     if key == "opset" and (type(value) is not int or value not in OPSETS):
         return None, f"opset is {value!r}, expected one of {list(OPSETS)}"
-    if key in ("keep", "per_token"):
-        is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
-        mistake = f"{key} is {value!r}, expected a list of names or patterns of linears"
-        return (tuple(value), None) if is_list else (None, mistake)
+    if key in _TABLES:
+        return _TABLES[key](value)
     return value, _wrong_kind(key, value)
 
 
+def _names(key: str, value: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - TOML data
+    is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    mistake = f"{key} is {value!r}, expected a list of names or patterns of linears"
+    return (tuple(value), None) if is_list else (None, mistake)
+
+
+def _prompts(value: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - TOML data
+    is_table = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    return (value, None) if is_table else (None, f"prompts is {value!r}, expected a table of texts")
+
+
+_TABLES: dict[str, Callable[[Any], tuple[Any, str | None]]] = {
+    "keep": partial(_names, "keep"),
+    "per_token": partial(_names, "per_token"),
+    "prompts": _prompts,
+}
 _KINDS: dict[str, tuple[type, str]] = {
     "checkpoint": (str, "a path"),
     "out": (str, "a path"),
@@ -221,9 +240,10 @@ _KINDS: dict[str, tuple[type, str]] = {
     "fp8_rank": (int, f"a multiple of {RANK_MULTIPLE}, or 0"),
     "calibration_texts": (int, "a whole number of at least 1"),
     "calibration_tokens": (int, "a whole number of at least 1"),
+    "max_tokens": (int, f"a whole number of at least {MIN_TOKENS}"),
     "seed": (int, "a whole number of at least 0"),
 }
-_FROM_ZERO = ("seed", "fp8_rank")
+_LEAST = {"seed": 0, "fp8_rank": 0, "max_tokens": MIN_TOKENS}
 
 
 def _wrong_kind(key: str, value: Any) -> str | None:  # noqa: ANN401 - TOML data
@@ -232,7 +252,7 @@ def _wrong_kind(key: str, value: Any) -> str | None:  # noqa: ANN401 - TOML data
         is_wrong = type(value) not in (int, float) or not 0 <= value < 1
     else:
         is_wrong = kind is not object and type(value) is not kind
-    is_wrong = is_wrong or (kind is int and value < (0 if key in _FROM_ZERO else 1))
+    is_wrong = is_wrong or (kind is int and value < _LEAST.get(key, 1))
     if is_wrong or (key == "fp8_rank" and value % RANK_MULTIPLE):
         return f"{key} is {value!r}, expected {expected}"
     return None

@@ -19,12 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.runtimes.batching import BatchLimits
 from nvembed_deploy.runtimes.embedding_precision import check_precision, quantize_embeddings
-from nvembed_deploy.runtimes.encoder_values import (
-    checked,
-    tensor_of,
-    texts_of,
-    unit_rows,
-)
+from nvembed_deploy.runtimes.encoder_values import checked, tensor_of, texts_of, unit_rows
 from nvembed_deploy.runtimes.progress import progress_bar
 from nvembed_deploy.runtimes.protocol import Runtime
 from nvembed_deploy.runtimes.streaming import Stream
@@ -196,8 +191,10 @@ class Encoder:
         **options: Any,  # noqa: ANN401 - encode's own
     ) -> Any:  # noqa: ANN401 - as encode
         """Embed queries: `encode` with the prompt "query" unless another prefix is given."""
-        names = (QUERY_PROMPT,)
-        name = self._default_prompt(names, (prompt_name, prompt, options.get("instruction")))
+        given = (prompt_name, prompt, options.get("instruction"))
+        name = self._default_prompt((QUERY_PROMPT,), given)
+        if name is None and all(value is None for value in given):
+            logger.warning("this model has no prompt %r: give an instruction", QUERY_PROMPT)
         return self.encode(inputs, name, prompt, **options)
 
     def encode_document(
@@ -208,8 +205,8 @@ class Encoder:
         **options: Any,  # noqa: ANN401 - encode's own
     ) -> Any:  # noqa: ANN401 - as encode
         """Embed documents: `encode` with the first of `DOCUMENT_PROMPTS` there is, if any."""
-        names = DOCUMENT_PROMPTS
-        name = self._default_prompt(names, (prompt_name, prompt, options.get("instruction")))
+        given = (prompt_name, prompt, options.get("instruction"))
+        name = self._default_prompt(DOCUMENT_PROMPTS, given)
         return self.encode(inputs, name, prompt, **options)
 
     def similarity(self, left: ArrayLike, right: ArrayLike) -> NDArray[np.float32]:
@@ -253,9 +250,8 @@ class Encoder:
         )
 
     def _default_prompt(self, names: tuple[str, ...], given: tuple[str | None, ...]) -> str | None:
-        prompt_name = given[0]
         if any(value is not None for value in given):
-            return prompt_name
+            return given[0]
         return next((name for name in names if name in self.spec.prompts), None)
 
     def _prefix(

@@ -179,7 +179,7 @@ def _fit(artifact: Artifact, target: _Target) -> _Target:
     if artifact.manifest.precision is Precision.BF16 and target.device == "cpu":
         raise HardwareError(
             f"{artifact.path} is bf16, for which ONNX Runtime has no kernels on the CPU",
-            "run it on a GPU, or export the checkpoint with --precision fp16 or fp32",
+            "use runtime='torch' or a GPU, or export the checkpoint with --precision fp16 or fp32",
         )
     if not artifact.manifest.is_for_cpu:
         return target

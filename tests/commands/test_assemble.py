@@ -134,7 +134,7 @@ def test_a_seed_makes_another_fresh_pooler(tiny_base: Path, tmp_path: Path) -> N
         (("nowhere",), "base nowhere is neither a folder nor a .gguf file"),
         (("BASE", "--adapter", "nowhere"), "nowhere does not exist"),
         (("BASE", "--pooler", "nowhere"), "nowhere does not exist"),
-        (("BASE", "--prompt", "query"), "--prompt 'query' has no '='"),
+        (("BASE", "--prompt", "query"), "--prompt 'query' is no NAME=PREFIX"),
         (("BASE", "--name", "a\nb"), "--name 'a\\nb' is not one line of printable text"),
     ],
     ids=["base", "adapter", "pooler", "prompt", "name"],

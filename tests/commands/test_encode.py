@@ -87,6 +87,17 @@ def test_json_lines_keep_their_order_their_other_keys_and_every_bit(
     assert np.array_equal(rows, expected["task"])
 
 
+def test_a_jsonl_file_holds_json_lines(tiny_artifact: Path, tmp_path: Path, expected) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "rows.npy"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    words = ["encode", str(tiny_artifact), "--input", str(source), "--out", str(out)]
+    assert main(words) == 0
+    assert np.array_equal(np.load(out), expected["plain"])
+    assert main([*words, "--max-length", "5"]) == 0
+    with load_encoder(tiny_artifact) as encoder:
+        assert np.array_equal(np.load(out), encoder.encode(TEXTS, max_length=5))
+
+
 def test_without_out_the_json_lines_are_all_of_standard_output(
     tiny_artifact: Path, expected, capsys: pytest.CaptureFixture[str]
 ) -> None:

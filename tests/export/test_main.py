@@ -90,6 +90,17 @@ def test_the_plan_is_readable(export: Callable[..., SimpleNamespace], tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_prompts_and_length_are_options(
+    export: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    words = ("--prompt", "query=a=b\\n", "--prompt", "document=", "--max-tokens", 30)
+    done = export("--precision", "fp32", *words)
+    assert done.code == 0
+    spec = open_artifact(tmp_path / "out").manifest.spec
+    assert (spec.prompts, spec.text.max_tokens) == ({"query": "a=b\n", "document": ""}, 30)
+    assert export("--prompt", "query").err.startswith("error: --prompt 'query' is no NAME=PREFIX")
+
+
 def test_a_long_calibration_is_told_of_the_cache(
     export: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:
@@ -127,6 +138,8 @@ def test_time_and_memory_of_the_full_width_are_told_within_a_half(layers: int) -
 def test_the_memory_of_calibrating_the_full_width_is_told_within_a_tenth() -> None:
     told = estimate(planned(1, ExportRecipe(scheme="int8")))
     assert told.peak_ram_bytes == pytest.approx(MEASURED_CALIBRATED_PEAK, rel=0.1)
+    told = estimate(planned(1, ExportRecipe(scheme="fp8")))
+    assert told.peak_ram_bytes == pytest.approx(MEASURED_CALIBRATED_PEAK + 0.37 * GIB, rel=0.05)
 
 
 def test_a_pooler_that_is_not_there_takes_nothing() -> None:

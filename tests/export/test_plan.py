@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from nvembed_deploy import load_encoder
 from nvembed_deploy.artifact import open_artifact
 from nvembed_deploy.errors import ArtifactError, RecipeError
 from nvembed_deploy.export.__main__ import main
@@ -155,3 +157,20 @@ def test_all_linears_that_no_block_divides_are_named_with_what_keeps_them(tmp_pa
     assert words == ["--keep", patterns[0], "--keep", patterns[1]]
     assert caught.value.fix.endswith(f"keep = {json.dumps(patterns)}")
     assert plan_export(checkpoint, replace(recipe, keep=tuple(patterns)))
+
+
+def test_texts_are_taken_as_the_recipe_says(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    values = {"precision": "fp32", "max_tokens": 20, "prompts": {"query": "find:\n"}}
+    run_export(plan_export(tiny_checkpoint, load_recipe(None, values)), tmp_path / "out")
+    with load_encoder(tmp_path / "out", device="cpu") as encoder:
+        assert encoder.max_seq_length == 20
+        assert encoder.prompts == {"query": "find:\n"}
+        row = encoder.encode_query("the cat")
+        np.testing.assert_array_equal(row, encoder.encode("the cat", prompt="find:\n"))
+
+
+def test_more_tokens_than_positions_are_refused(tiny_checkpoint: Path) -> None:
+    most = factories.TINY.backbone.max_positions
+    recipe = load_recipe(None, {"max_tokens": most + 1})
+    with pytest.raises(RecipeError, match=f"the decoder has {most} positions"):
+        plan_export(tiny_checkpoint, recipe)

@@ -56,6 +56,8 @@ FAULTS = {
     "opset as a truth": ("opset = true", ["opset is True"]),
     "pooler": ("pooler = 'mean'", ["pooler is 'mean'", "['faithful', 'folded']"]),
     "path of a wrong kind": ("checkpoint = 3", ["checkpoint is 3", "a path"]),
+    "no tokens": ("max_tokens = 2", ["max_tokens is 2", "at least 3"]),
+    "prompts as a list": ("prompts = ['find']", ["prompts is ['find']", "a table of texts"]),
     "keep_share of all": ("precision = 'int8'\nkeep_share = 1", ["keep_share is 1", "below 1"]),
     "keep_share as a text": ("precision = 'fp8'\nkeep_share = '0.1'", ["keep_share is '0.1'"]),
     "fp8_rank no engine takes": ("precision = 'fp8'\nfp8_rank = 40", ["fp8_rank is 40", "of 16"]),

@@ -301,3 +301,15 @@ def test_a_stream_refuses_arguments_at_once_and_an_element_when_it_comes(encoder
 
 def test_a_stream_of_nothing_gives_nothing(encoder: Encoder) -> None:
     assert list(encoder.encode_stream([])) == []
+
+
+def test_a_query_without_prompt_and_instruction_is_told(
+    tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with load_encoder(tiny_artifact, device="cpu") as encoder:
+        for given in ({"instruction": "find"}, {"prompt": ""}):
+            encoder.encode_query("w1", **given)
+        encoder.encode_document("w1")
+        assert caplog.text == ""
+        encoder.encode_query("w1")
+    assert "no prompt 'query': give an instruction" in caplog.text
