@@ -43,6 +43,7 @@ __all__ = [
     "open_artifact",
     "read_manifest",
     "record_engine",
+    "remedy",
     "staged_artifact",
     "update_parity",
     "write_manifest",
@@ -97,8 +98,9 @@ def open_artifact(
     Args:
         path: the folder.
         verify: "fast" checks the size of every listed file and the sha256 of all but the
-            weights and engines, and leaves out engines that are gone or cut short, with a warning:
-            the graph is whole, and another can be compiled. "full" reads all and refuses those.
+            weights and engines, and leaves out engines that are gone, cut short or outside the
+            folder, with a warning: the graph is whole, and another can be compiled. "full" reads
+            all and refuses those.
         progress: called while files are read.
 
     Raises:
@@ -115,11 +117,11 @@ def open_artifact(
     missing = [name for name in REQUIRED_FILES if name not in manifest.files]
     if missing:
         raise ArtifactError(f"{path / LAYOUT.manifest} does not list {missing}", REEXPORT)
-    for name, record in manifest.files.items():
-        _check_size(path, name, record)
-    for name, record in manifest.files.items():
+    for name in manifest.files:
+        _check_size(path, name, manifest)
+    for name in manifest.files:
         if verify == "full" or not _is_large(name):
-            _check_hash(path, name, record, progress)
+            _check_hash(path, name, manifest, progress)
     return Artifact(path=path, manifest=manifest)
 
 
@@ -162,8 +164,8 @@ def write_manifest(stage_dir: Path, manifest: Manifest) -> Manifest:
         name = file.relative_to(stage_dir).as_posix()
         if file.is_file() and name not in manifest.files and name != LAYOUT.manifest:
             manifest = add_file_record(stage_dir, manifest, name)
-    for name, record in manifest.files.items():
-        _check_size(stage_dir, name, record)
+    for name in manifest.files:
+        _check_size(stage_dir, name, manifest)
     _replace_manifest(stage_dir, manifest)
     return manifest
 
@@ -218,41 +220,51 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
 
 def _without_lost_engines(folder: Path, manifest: Manifest) -> Manifest:
     """Return what a manifest says of an artifact whose engines may be gone or cut short."""
-    lost = {name for name in manifest.engines if _is_lost(folder / name, manifest.files.get(name))}
-    for name in sorted(lost):
-        logger.warning("%s is gone or cut short; it is used without this engine", folder / name)
+    files, lost = manifest.files, set[str]()
+    for name in sorted(manifest.engines):
+        if loss := _loss(folder, name, files.get(name)):
+            lost.add(name)
+            logger.warning("%s %s; it is used without this engine", folder / name, loss)
     kept = {name: record for name, record in manifest.engines.items() if name not in lost}
-    files = {name: record for name, record in manifest.files.items() if name not in lost}
+    files = {name: record for name, record in files.items() if name not in lost}
     return replace(manifest, engines=kept, files=files)
 
 
-def _is_lost(file: Path, record: FileRecord | None) -> bool:
-    return record is None or not file.is_file() or file.stat().st_size != record.bytes
-
-
-def _advice(folder: Path, name: str) -> str:
-    """Say what to do about a file that is not as the manifest says."""
-    is_engine = name.startswith(f"{LAYOUT.engines}/")
-    return (
-        f"compile it anew: nvembed-deploy compile {folder} --overwrite" if is_engine else REEXPORT
-    )
-
-
-def _check_size(folder: Path, name: str, record: FileRecord) -> None:
-    """Check that a listed file exists inside `folder` and has its size."""
+def _loss(folder: Path, name: str, record: FileRecord | None) -> str | None:
+    """Say why an engine cannot be used; None if it can. What lies outside is never opened."""
     file = folder / name
-    if not file.resolve().is_relative_to(folder.resolve()):
+    if _leads_out(file, folder):
+        return f"leads to {file.resolve()}, outside the artifact"
+    if record is None or not file.is_file() or file.stat().st_size != record.bytes:
+        return "is gone or cut short"
+    return None
+
+
+def _leads_out(file: Path, folder: Path) -> bool:
+    return not file.resolve().is_relative_to(folder.resolve())
+
+
+def remedy(folder: Path, name: str, manifest: Manifest) -> str:
+    """Say what to do about a file that is not as the manifest says."""
+    engine = manifest.engines.get(name)
+    command = engine.compile_command(folder) if engine else None
+    return f"compile it anew: {command}" if command else REEXPORT
+
+
+def _check_size(folder: Path, name: str, manifest: Manifest) -> None:
+    """Check that a listed file exists inside `folder` and has its size."""
+    file, expected = folder / name, manifest.files[name].bytes
+    advice = remedy(folder, name, manifest)
+    if _leads_out(file, folder):
         raise ArtifactError(
             f"{file} leads to {file.resolve()}, outside the artifact",
             "copy the folder with the files themselves: cp -rL",
         )
     if not file.is_file():
-        raise ArtifactError(f"{file} is missing, but the manifest lists it", _advice(folder, name))
+        raise ArtifactError(f"{file} is missing, but the manifest lists it", advice)
     size = file.stat().st_size
-    if size != record.bytes:
-        raise ArtifactError(
-            f"{file}: got {size} bytes, expected {record.bytes}", _advice(folder, name)
-        )
+    if size != expected:
+        raise ArtifactError(f"{file}: got {size} bytes, expected {expected}", advice)
 
 
 def _is_large(name: str) -> bool:
@@ -260,12 +272,12 @@ def _is_large(name: str) -> bool:
     return name == LAYOUT.weights or name.startswith(f"{LAYOUT.engines}/")
 
 
-def _check_hash(folder: Path, name: str, record: FileRecord, progress: Progress | None) -> None:
-    got = hash_file(folder / name, progress)
-    if got != record.sha256:
+def _check_hash(folder: Path, name: str, manifest: Manifest, progress: Progress | None) -> None:
+    got, expected = hash_file(folder / name, progress), manifest.files[name].sha256
+    if got != expected:
         raise ArtifactError(
-            f"{folder / name} was changed: got sha256 {got}, expected {record.sha256}",
-            _advice(folder, name),
+            f"{folder / name} was changed: got sha256 {got}, expected {expected}",
+            remedy(folder, name, manifest),
         )
 
 

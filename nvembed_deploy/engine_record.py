@@ -7,8 +7,10 @@ loaded to find out.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -112,6 +114,20 @@ class EngineRecord:
     seconds: float
     options: dict[str, Any] = field(default_factory=dict)
     gpu: str | None = None
+
+    def compile_command(self, artifact: Path) -> str | None:
+        """Say how to compile it anew, under its name; None if only a recipe can ask for it."""
+        if self.options.get("hardware_compatible"):
+            return None
+        words = ["compile", str(artifact), "--engine", self.flavour.value]
+        if self.flavour is Flavour.RTX and "portable" not in self.targets:
+            words += ["--target", ",".join(self.targets)]
+        words += [f"--{name.replace('_', '-')}" for name, value in self.options.items() if value]
+        where = f", on {self.gpu or ', '.join(self.targets)}"
+        return (
+            f"nvembed-deploy {shlex.join([*words, '--overwrite'])}"
+            f"{where if self.flavour is Flavour.TENSORRT else ''}"
+        )
 
     @property
     def summary(self) -> str:

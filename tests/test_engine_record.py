@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +36,34 @@ def test_a_record_from_before_gpus_had_names_is_read() -> None:
 def test_the_summary_names_target_kernels_and_profiles() -> None:
     for part in ("tensorrt-rtx 1.7.1", "sm89, sm120", "3 fused", "18 fp16", "up to 8x512"):
         assert part in RECORD.summary
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"options": {}}, "--engine tensorrt-rtx --target sm89,sm120 --overwrite"),
+        ({"options": {}, "targets": ("portable",)}, "--engine tensorrt-rtx --overwrite"),
+        (
+            {"flavour": Flavour.TENSORRT, "targets": ("sm90",), "gpu": "NVIDIA H200"},
+            "--engine tensorrt --strip-weights --overwrite, on NVIDIA H200",
+        ),
+        (
+            {"flavour": Flavour.TENSORRT, "targets": ("sm90",), "options": {}},
+            "--engine tensorrt --overwrite, on sm90",
+        ),
+    ],
+)
+def test_the_command_that_makes_an_engine_anew_makes_that_one(
+    change: dict[str, Any], said: str
+) -> None:
+    artifact = Path("my artifact")
+    expected = f"nvembed-deploy compile 'my artifact' {said}"
+    assert replace(RECORD, **change).compile_command(artifact) == expected
+
+
+def test_what_only_a_recipe_asks_for_no_command_makes_anew() -> None:
+    wide = replace(RECORD, options={"hardware_compatible": "ampere_plus"})
+    assert wide.compile_command(Path("artifact")) is None
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nvembed_deploy.artifact import is_artifact, open_artifact, read_manifest
+    from nvembed_deploy.artifact import is_artifact, open_artifact, read_manifest, remedy
 
     path = args.artifact
     if not is_artifact(path) and any((path / name).is_file() for name in _CHECKPOINT_FILES):
@@ -45,11 +45,12 @@ def inspect(args: argparse.Namespace) -> None:
             f"{path} is a checkpoint, expected an artifact", f"nvembed-deploy export {path} OUT"
         )
     artifact = open_artifact(args.artifact, "full" if args.full else "fast")
-    lost = read_manifest(path).engines.keys() - artifact.manifest.engines.keys()
+    listed = read_manifest(path)
+    lost = sorted(listed.engines.keys() - artifact.manifest.engines.keys())
     if lost:
         raise ArtifactError(
-            f"{path}: {', '.join(sorted(lost))} is gone or cut short",
-            f"compile it anew: nvembed-deploy compile {path} --engine ...",
+            f"{path}: {', '.join(lost)} is gone, cut short or outside the artifact",
+            "; ".join(remedy(path, name, listed) for name in lost),
         )
     if args.json:
         cli.say(json.dumps(artifact.manifest.to_dict(), indent=2))

@@ -22,11 +22,13 @@ from typing import IO, Any
 import nvembed_deploy
 from nvembed_deploy import errors
 from nvembed_deploy.artifact import LAYOUT
+from nvembed_deploy.artifact_lock import unreplaced
 from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile
 from nvembed_deploy.errors import HardwareError, NVEmbedError, RecipeError
 from nvembed_deploy.export.engine_build import Order
 from nvembed_deploy.export.engine_inspect import read_layers, read_plan
 from nvembed_deploy.export.engine_options import PORTABLE, EngineOptions, GraphFacts
+from nvembed_deploy.staging import sync
 from nvembed_deploy.tensorrt_api import gpu_name, gpu_target
 
 _LOG_LINES = 8
@@ -96,11 +98,12 @@ def build_engine(
         advance: called with each per cent.
 
     Raises:
+        ArtifactError: the plan cannot be written, or the folder was replaced meanwhile.
         HardwareError: the compiler died, or needs what is not here.
         RecipeError: TensorRT refused the graph.
     """
     weights_bytes = (folder / LAYOUT.weights).stat().st_size
-    with _partial(folder / LAYOUT.engines) as partial:
+    with unreplaced(folder) as check, _partial(folder / LAYOUT.engines) as partial:
         order = Order(
             flavour=options.flavour,
             graph=str(folder / LAYOUT.graph),
@@ -116,7 +119,9 @@ def build_engine(
             done = compiler.wait("done", advance)
         facts = read_plan(partial) if done["layers"] is None else read_layers(done["layers"])
         name = engine_name(options, version)
+        check()
         partial.replace(folder / name)
+        sync(folder / LAYOUT.engines)
     record = EngineRecord(
         flavour=options.flavour,
         version=version,

@@ -6,13 +6,14 @@ not in the manifest is nobody's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nvembed_deploy.artifact import LAYOUT, open_artifact, record_engine
-from nvembed_deploy.artifact_lock import sole_writer
-from nvembed_deploy.engine_record import EngineRecord, Profile
+from nvembed_deploy.artifact import LAYOUT, open_artifact, read_manifest, record_engine
+from nvembed_deploy.artifact_lock import is_writable, sole_writer, unreplaced
+from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile
 from nvembed_deploy.export.engine import build_engine, engine_name, probe
 from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts, check_engine
 from nvembed_deploy.export.engine_profiles import choose_profiles
@@ -50,19 +51,49 @@ def add_engine(
     """
     facts = graph_facts(open_artifact(path).manifest)
     check_engine(options, facts)
-    version = probe(options, facts)
-    with _sole_compiler(path):
-        artifact = open_artifact(path)
-        name = engine_name(options, version)
-        spec = artifact.manifest.spec
-        tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
-        profiles = choose_profiles(options, facts, spec, tokenizer)
-        there = None if overwrite else artifact.manifest.engines.get(name)
-        if there and there.version == version and is_as_asked(there, options, profiles):
+    name = engine_name(options, version := probe(options, facts))
+    if not overwrite and not is_writable(path):  # what needs no compiling needs no leave to write
+        there, _ = _there(path, options, name, version)
+        if there:
             return name, there, False
+    with _sole_compiler(path):
+        there, profiles = _there(path, options, name, version)
+        if there and not overwrite:
+            return name, there, False
+        return *_add(path, name, options, profiles, advance), True
+
+
+def _there(
+    path: Path, options: EngineOptions, name: str, version: str
+) -> tuple[EngineRecord | None, tuple[Profile, ...]]:
+    """Return the record of the engine asked for, if it is there; and the profiles asked for."""
+    artifact = open_artifact(path)
+    spec = artifact.manifest.spec
+    tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
+    profiles = choose_profiles(options, graph_facts(artifact.manifest), spec, tokenizer)
+    record = artifact.manifest.engines.get(name)
+    fits = record and record.version == version and is_as_asked(record, options, profiles)
+    return record if fits else None, profiles
+
+
+def _add(
+    path: Path,
+    name: str,
+    options: EngineOptions,
+    profiles: tuple[Profile, ...],
+    advance: Callable[[int], None],
+) -> tuple[str, EngineRecord]:
+    """Compile and record an engine; if either fails, the one of its name is what it was."""
+    with unreplaced(path) as check, _second_name(path / name) as old:
         built = build_engine(path, _INPUTS, options, profiles, advance)
-        record_engine(path, built.name, built.record, built.sha256)
-    return built.name, built.record, True
+        check()
+        try:
+            record_engine(path, built.name, built.record, built.sha256)
+        except BaseException:
+            check()  # another artifact's plan is not ours to take away
+            _put_back(old, path / built.name)
+            raise
+    return built.name, built.record
 
 
 def is_as_asked(there: EngineRecord, options: EngineOptions, profiles: tuple[Profile, ...]) -> bool:
@@ -92,8 +123,38 @@ def graph_facts(manifest: Manifest) -> GraphFacts:
 
 @contextmanager
 def _sole_compiler(path: Path) -> Iterator[None]:
-    """Wait until no other process compiles into the artifact, and remove what a killed one left."""
+    """Wait until no other process compiles into the artifact, and remove what a killed one left.
+
+    That is plans under names of ours which the manifest does not list: whoever writes one holds
+    the lock until it is listed.
+    """
     with sole_writer(path):
-        for partial in (path / LAYOUT.engines).glob(".partial-*.plan"):
-            partial.unlink()
+        listed = read_manifest(path).files
+        for pattern in (".partial-*.plan", *(f"{flavour}-*.plan" for flavour in Flavour)):
+            for plan in (path / LAYOUT.engines).glob(pattern):
+                if plan.relative_to(path).as_posix() not in listed:
+                    plan.unlink(missing_ok=True)
         yield
+
+
+@contextmanager
+def _second_name(plan: Path) -> Iterator[Path]:
+    """Yield a second name of a plan, which keeps it while another takes its place.
+
+    Nothing has that name where no plan is there, or the disk knows no second names.
+    """
+    kept = plan.with_name(f".partial-old-{os.getpid()}.plan")
+    with suppress(OSError):
+        kept.hardlink_to(plan)
+    try:
+        yield kept
+    finally:
+        kept.unlink(missing_ok=True)
+
+
+def _put_back(old: Path, plan: Path) -> None:
+    """Take away a plan that was not recorded; the manifest says what the old one is."""
+    if old.exists():
+        old.replace(plan)
+    else:
+        plan.unlink(missing_ok=True)

@@ -13,16 +13,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from nvembed_deploy.engine_record import Flavour, Profile
-from nvembed_deploy.errors import MissingPackageError, NVEmbedError
+from nvembed_deploy.errors import ArtifactError, MissingPackageError, NVEmbedError
 from nvembed_deploy.export.memory import peak_bytes
 from nvembed_deploy.tensorrt_api import Api, Flags, load_api
 
@@ -65,16 +65,44 @@ class Order:
 
 
 class _HashingFile:
-    """A file that is hashed while it is written, beside it: a plan is as large as the model."""
+    """A file that is hashed while it is written, beside it: a plan is as large as the model.
+
+    TensorRT drops what is raised in `write`, ignores what it returns, and says that all went well:
+    the error is kept, and raised at the end.
+    """
 
     def __init__(self, file: BinaryIO, hasher: Executor) -> None:
         self._file, self._hasher, self.digest = file, hasher, hashlib.sha256()
+        self._num_bytes = 0
+        self._error: Exception | None = None
 
     def write(self, data: bytes) -> int:
+        if self._error is not None:
+            return 0
         hashed = self._hasher.submit(self.digest.update, data)
-        self._file.write(data)
-        hashed.result()
+        try:
+            self._file.write(data)
+        except Exception as error:
+            self._error = error
+            return 0
+        finally:
+            hashed.result()
+        self._num_bytes += len(data)
         return len(data)
+
+    def finish(self) -> None:
+        """Wait until all is on the disk.
+
+        Raises:
+            OSError: it is not, or not all of it.
+        """
+        if self._error is not None:
+            raise self._error
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = os.fstat(self._file.fileno()).st_size
+        if size != self._num_bytes:
+            raise OSError(f"got {size} bytes on the disk, expected {self._num_bytes}")
 
 
 def build(order: Order, api: Api, emit: Emit) -> None:
@@ -97,13 +125,31 @@ def _compile(order: Order, api: Api, *, logger: Any, emit: Emit) -> _HashingFile
     if order.timing_cache:
         api.use_timing_cache(config, Path(order.timing_cache))
     config.progress_monitor = api.monitor(_stepwise(emit))
-    with Path(order.plan).open("wb") as file, ThreadPoolExecutor(max_workers=1) as hasher:
-        plan = _HashingFile(file, hasher)
+    with _plan_file(order) as plan:
         if not builder.build_serialized_network_to_stream(network, config, api.writer(plan)):
             raise ValueError("TensorRT could not build it")
     if order.timing_cache:
         _replace(Path(order.timing_cache), api.timing_cache(config))
     return plan
+
+
+@contextmanager
+def _plan_file(order: Order) -> Iterator[_HashingFile]:
+    """Yield the plan's file; it is whole and on the disk when the block is left.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    try:
+        with Path(order.plan).open("wb") as file, ThreadPoolExecutor(max_workers=1) as hasher:
+            plan = _HashingFile(file, hasher)
+            yield plan
+            plan.finish()
+    except OSError as error:
+        raise ArtifactError(
+            f"the engine {order.plan} cannot be written: {error}",
+            "free space for it: it is as large as the graph's weights; nothing was written",
+        ) from error
 
 
 def _layers(order: Order, api: Api, logger: Any) -> list[str] | None:  # noqa: ANN401

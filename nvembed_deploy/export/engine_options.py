@@ -224,7 +224,7 @@ def _targets(value: object) -> tuple[str, ...]:
     wrong = [name for name in clean if not (name.startswith("sm") and name[2:].isdecimal())]
     if wrong:
         raise ValueError("expected GPUs, as sm89,sm120")
-    return clean
+    return tuple(sorted(clean, key=lambda name: int(name[2:])))  # in any order they are one engine
 
 
 def _profiles(value: object) -> tuple[Profile, ...]:

@@ -18,6 +18,9 @@ from nvembed_deploy.text import Tokenizer
 
 BUDGET_TOKENS = 8192
 """Tokens in a batch at which a GPU is busy; a throughput profile is tuned for as many."""
+_MOST_TOKENS = 32768
+"""Padded tokens of the largest batch: scratch memory is as large as that needs, some gigabytes at
+NV-Embed's size. It is also what onnx_tensorrt.py gives its one profile."""
 _LATENCY_BATCH, _THROUGHPUT_BATCH, _LONG_BATCH = 8, 64, 4
 _SHORT_TOKENS, _TYPICAL_TOKENS = 512, 128
 _GRAIN = 64
@@ -55,7 +58,9 @@ def profiles_for(lengths: Sequence[int], max_tokens: int, shortest: int) -> tupl
     """Return profiles for texts of known lengths.
 
     They are tuned for the median. The short ones reach the 99th percentile, the long one all that
-    the model takes: a text that is longer than any seen must still run.
+    the model takes: a text that is longer than any seen must still run. Where the 99th percentile
+    is long, there are fewer texts in the largest batch; the throughput profile keeps as many as it
+    is tuned for, and is shorter instead.
 
     Args:
         lengths: tokens of each text, instruction included.
@@ -83,12 +88,19 @@ def _profiles(typical: int, short: int, max_tokens: int, shortest: int) -> tuple
     short, low = min(short, max_tokens), min(shortest, max_tokens)
     typical = min(typical, short)
     many = max(1, min(_THROUGHPUT_BATCH, BUDGET_TOKENS // typical))
-    latency = Profile("latency", Shape(1, low), Shape(1, typical), Shape(_LATENCY_BATCH, short))
-    throughput = Profile(
-        "throughput", Shape(1, low), Shape(many, typical), Shape(_THROUGHPUT_BATCH, short)
-    )
+    few = Shape(_most_texts(_LATENCY_BATCH, short), short)
+    latency = Profile("latency", Shape(1, low), Shape(1, typical), few)
+    most = max(many, _most_texts(_THROUGHPUT_BATCH, short))
+    longest = min(short, max(typical, _MOST_TOKENS // most))
+    throughput = Profile("throughput", Shape(1, low), Shape(many, typical), Shape(most, longest))
     if short == max_tokens:
         return latency, throughput
     usual = min(max_tokens, max(short, BUDGET_TOKENS // _LONG_BATCH))
-    long = Profile("long", Shape(1, low), Shape(1, usual), Shape(_LONG_BATCH, max_tokens))
+    most = _most_texts(_LONG_BATCH, max_tokens)
+    long = Profile("long", Shape(1, low), Shape(1, usual), Shape(most, max_tokens))
     return latency, throughput, long
+
+
+def _most_texts(wanted: int, tokens: int) -> int:
+    """Return how many texts of a length the largest batch has, at least one."""
+    return max(1, min(wanted, _MOST_TOKENS // tokens))

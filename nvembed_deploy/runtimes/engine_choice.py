@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from nvembed_deploy.engine_record import EngineRecord, Flavour
 
 _PORTABLE = "portable"
-_PORTABLE_FROM = 80
-"""Source: TensorRT for RTX 1.7, "CPU-only AOT and portable engines": Ampere and later."""
+_PORTABLE_FROM, _FP8_FROM = 80, 89
+"""Source: TensorRT for RTX 1.7, "CPU-only AOT and portable engines": Ampere and later. A plan with
+products in FP8 begins where those do: its own text says accelerators={sm89}, others' {sm80}."""
 _COMPATIBLE_FROM = {"ampere_plus": 80}
 """Source: TensorRT's HardwareCompatibilityLevel. The other level, same_compute_capability, takes
 what the record's targets say."""
@@ -61,7 +62,8 @@ def why_not(record: EngineRecord, host: Host) -> str | None:
     if not _fits_version(record, host.version):
         return f"was compiled by version {record.version}"
     if not _fits_gpu(record, host.target):
-        return f"is for {', '.join(record.targets)}"
+        oldest = _portable_from(record)
+        return f"is for {', '.join(record.targets) if oldest is None else f'sm{oldest} and later'}"
     if record.gpu is not None and host.gpu is not None and record.gpu != host.gpu:
         return f"was tuned on {record.gpu}"  # on another, TensorRT warns, it may fail or hang
     return None
@@ -83,10 +85,18 @@ def _fits_version(record: EngineRecord, version: str) -> bool:
 
 def _fits_gpu(record: EngineRecord, target: str) -> bool:
     number = int(target.removeprefix("sm"))
-    if _PORTABLE in record.targets:
-        return number >= _PORTABLE_FROM
+    oldest = _portable_from(record)
+    if oldest is not None:
+        return number >= oldest
     lowest = _COMPATIBLE_FROM.get(str(record.options.get("hardware_compatible")))
     return target in record.targets or (lowest is not None and number >= lowest)
+
+
+def _portable_from(record: EngineRecord) -> int | None:
+    """Return the oldest GPU of a portable plan; None where a plan is for those it names."""
+    if _PORTABLE not in record.targets:
+        return None
+    return _FP8_FROM if "fp8" in record.facts.linears else _PORTABLE_FROM
 
 
 def _breadth(record: EngineRecord) -> tuple[bool, bool, bool, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -48,9 +49,8 @@ def find_engine(
         f"{artifact.path} has no engine for {host}: {explain(artifact.manifest.engines, host)}"
     )
     if not options.compiles_engines:
-        raise ArtifactError(
-            problem, f"nvembed-deploy compile {artifact.path} --engine {host.flavour}"
-        )
+        words = compile_command(artifact.path, host)[3:]
+        raise ArtifactError(problem, f"nvembed-deploy {shlex.join(words)}")
     logger.warning("%s", problem)
     request_engine(artifact.path, host, index)
     artifact = open_artifact(artifact.path)

@@ -20,6 +20,7 @@ from typing import Any
 
 from nvembed_deploy.engine_record import EngineRecord, Shape
 from nvembed_deploy.errors import ArtifactError, HardwareError, NVEmbedError
+from nvembed_deploy.manifest import REEXPORT
 from nvembed_deploy.runtimes.cuda_memory import OUT_OF_MEMORY_FIX
 from nvembed_deploy.runtimes.protocol import INPUTS, OUTPUT
 from nvembed_deploy.tensorrt_api import Api
@@ -58,7 +59,7 @@ class LoadedEngine:
             ArtifactError: the plan is damaged, or is not what the record says.
             HardwareError: there is no GPU, or the plan does not run on it.
         """
-        self._api, self._plan = api, plan
+        self._api, self._plan, self._record = api, plan, record
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         # The bindings' Runtime keeps its logger where Python's collector does not look: a logger
         # that knew this object would keep the engine on the GPU for good.
@@ -173,7 +174,7 @@ class LoadedEngine:
                 f"{self._plan} has the tensors {sorted(names)} and "
                 f"{engine.num_optimization_profiles} profiles, expected {sorted(expected[0])} "
                 f"and {expected[1]}",
-                _compile_fix(self._plan, self._api),
+                _compile_fix(self._plan, record),
             )
 
     def _ways_to_run(self) -> tuple[Any, Any]:
@@ -217,7 +218,7 @@ class LoadedEngine:
             return HardwareError(problem, OUT_OF_MEMORY_FIX)
         if any(mark in problem for mark in (*_CUDA_MARKS, *_MACHINE_MARKS)):
             return HardwareError(problem, _DRIVER_FIX)
-        return ArtifactError(problem, _compile_fix(self._plan, self._api))
+        return ArtifactError(problem, _compile_fix(self._plan, self._record))
 
 
 class Context:
@@ -255,9 +256,7 @@ def _note(log: deque[str], severity: str, text: str) -> None:
     logger.log(logging.WARNING if severity == "warning" else logging.ERROR, "%s", text)
 
 
-def _compile_fix(plan: Path, api: Api) -> str:
-    artifact = plan.parent.parent
-    return (
-        "check it with nvembed-deploy inspect --full; compile it again with "
-        f"nvembed-deploy compile {artifact} --engine {api.flavour} --overwrite"
-    )
+def _compile_fix(plan: Path, record: EngineRecord) -> str:
+    command = record.compile_command(plan.parent.parent)
+    again = f"compile it again: {command}" if command else REEXPORT
+    return f"check it with nvembed-deploy inspect --full; {again}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import pytest
 from nvembed_deploy.__main__ import main
 from nvembed_deploy.artifact import open_artifact, read_manifest
 from nvembed_deploy.engine_record import EngineFacts, EngineRecord, Flavour, Profile, Shape
-from nvembed_deploy.export.engine_add import graph_facts, is_as_asked
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.export.engine_add import add_engine, graph_facts, is_as_asked
 from nvembed_deploy.export.engine_options import EngineOptions
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.tensorrt_api import gpu_target
+from tests.full_disk import files_up_to
 
 
 def compiled(artifact: Path, *words: str) -> int:
@@ -136,6 +140,106 @@ def test_an_artifact_that_cannot_be_written_says_so(
     (rtx_artifact / "engines" / ".lock").mkdir()  # as root, permissions would not stop us
     assert compiled(rtx_artifact, "--target", "sm86") == 2
     assert "a copy of the artifact" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_there_needs_no_leave_to_write(
+    rtx_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (rtx_artifact / "engines" / ".lock").unlink(missing_ok=True)
+    (rtx_artifact / "engines" / ".lock").mkdir()
+    assert compiled(rtx_artifact, "--target", "sm89") == 0
+    assert "there already" in capsys.readouterr().out
+    assert compiled(rtx_artifact, "--target", "sm89", "--overwrite") == 2
+    assert "a copy of the artifact" in capsys.readouterr().err
+
+
+def test_engines_that_lie_elsewhere_are_not_written_to(
+    rtx_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (rtx_artifact / "engines").rename(tmp_path / "elsewhere")
+    (rtx_artifact / "engines").symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").iterdir())
+    assert compiled(rtx_artifact, "--target", "sm86") == 2
+    said = capsys.readouterr().err
+    assert f"leads to {tmp_path / 'elsewhere'}, outside the artifact" in said
+    assert sorted((tmp_path / "elsewhere").iterdir()) == before
+    open_artifact(rtx_artifact)
+
+
+def test_a_full_disk_leaves_the_engine_that_was_there(
+    rtx_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with files_up_to(1 << 20):
+        assert compiled(rtx_artifact, "--target", "sm89", "--overwrite") == 2
+    said = capsys.readouterr()
+    assert "cannot be written: [Errno 27] File too large" in said.err
+    assert "fix: free space" in said.err
+    assert "compiled in" not in said.out
+    ((name, _),) = open_artifact(rtx_artifact, "full").manifest.engines.items()
+    assert plans(rtx_artifact) == [name]
+
+
+@pytest.mark.parametrize("target", ["sm89", "sm86"], ids=["replaced", "new"])
+def test_an_engine_that_cannot_be_recorded_leaves_what_was_there(
+    rtx_artifact: Path, tmp_path: Path, target: str
+) -> None:
+    (rtx_artifact / f".manifest.json.{os.getpid()}").mkdir()  # where the new manifest is written
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "a few words"}) + "\n")  # another plan than that there
+    assert compiled(rtx_artifact, "--target", target, "--profile-from", str(texts)) == 2
+    ((name, _),) = open_artifact(rtx_artifact, "full").manifest.engines.items()
+    assert plans(rtx_artifact) == [name]
+
+
+def test_where_files_have_one_name_an_engine_that_cannot_be_recorded_is_removed(
+    rtx_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (rtx_artifact / f".manifest.json.{os.getpid()}").mkdir()
+    assert compiled(rtx_artifact, "--target", "sm89", "--overwrite") == 2
+    assert plans(rtx_artifact) == []
+    assert open_artifact(rtx_artifact).manifest.engines == {}
+
+
+def test_plans_of_ours_that_the_manifest_does_not_list_are_removed(rtx_artifact: Path) -> None:
+    """They are of a compiler that was killed before it recorded them, and as large as the model."""
+    for name in ("tensorrt-rtx-1.0-sm89.plan", "tensorrt-11.4-sm90.plan", "mine.plan"):
+        (rtx_artifact / "engines" / name).write_bytes(b"plan")
+    (listed,) = read_manifest(rtx_artifact).engines
+    assert compiled(rtx_artifact, "--target", "sm89") == 0
+    assert plans(rtx_artifact) == ["engines/mine.plan", listed]
+
+
+@pytest.mark.parametrize("holds_engines", [True, False])
+def test_an_artifact_that_is_replaced_meanwhile_gets_no_engine_of_the_old_one(
+    rtx_artifact: Path, tmp_path: Path, holds_engines: bool
+) -> None:
+    """As by `export --overwrite`, which waits for nobody."""
+    new, path = Path(shutil.copytree(rtx_artifact, tmp_path / "new")), rtx_artifact
+    if not holds_engines:
+        shutil.rmtree(new / "engines")
+        manifest = json.loads((new / "manifest.json").read_text())
+        (name,) = manifest["engines"]
+        del manifest["files"][name], manifest["engines"][name]
+        (new / "manifest.json").write_text(json.dumps(manifest))
+
+    def replace_it(_: int) -> None:
+        if new.exists():
+            shutil.rmtree(path)
+            new.rename(path)
+
+    options = EngineOptions(Flavour.RTX, ("sm89",))
+    with pytest.raises(ArtifactError, match="was replaced or removed while"):
+        add_engine(path, options, overwrite=True, advance=replace_it)
+    assert plans(path) == list(open_artifact(path, "full").manifest.engines)
+
+
+def plans(artifact: Path) -> list[str]:
+    found = (artifact / "engines").glob("*.plan")
+    return sorted(plan.relative_to(artifact).as_posix() for plan in found)
 
 
 @pytest.mark.skipif(gpu_target() is not None, reason="this machine has a GPU")

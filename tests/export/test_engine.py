@@ -21,12 +21,13 @@ from onnx import TensorProto, helper
 from nvembed_deploy.__main__ import main
 from nvembed_deploy.artifact import open_artifact, read_manifest
 from nvembed_deploy.engine_record import EngineFacts, Flavour, Profile, Shape
-from nvembed_deploy.errors import HardwareError, MissingPackageError, RecipeError
+from nvembed_deploy.errors import ArtifactError, HardwareError, MissingPackageError, RecipeError
 from nvembed_deploy.export.engine import build_engine, engine_name, probe
 from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts
 from nvembed_deploy.spec import ModelSpec, PoolerSpec, Precision
 from nvembed_deploy.tensorfile import open_tensors
 from tests.factories import TINY, write_released
+from tests.full_disk import files_up_to
 from tests.runtimes.host_gpu import HostDriver
 from tests.tensorrt_names import empty_library
 
@@ -313,6 +314,17 @@ def test_an_interrupt_ends_the_compiler_and_leaves_nothing(exported: Path, tmp_p
         build_engine(tmp_path, INPUTS, RTX, (SHORT,), interrupt)
     assert not (tmp_path / "engines").exists()
     assert children(os.getpid()) == []
+
+
+def test_a_plan_that_the_disk_does_not_take_is_an_error_and_leaves_nothing(
+    exported: Path, tmp_path: Path
+) -> None:
+    """TensorRT says that it was built: it drops what is raised while it writes."""
+    link(exported, tmp_path)
+    with files_up_to(1 << 20), pytest.raises(ArtifactError, match="cannot be written") as caught:
+        build_engine(tmp_path, INPUTS, RTX, (SHORT,))
+    assert "free space" in caught.value.fix
+    assert not (tmp_path / "engines").exists()
 
 
 def children(parent: int) -> list[int]:

@@ -19,7 +19,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from nvembed_deploy.engine_record import Flavour, Profile, Shape
-from nvembed_deploy.export.engine_build import Order, build
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.export.engine_build import Order, _plan_file, build
 from nvembed_deploy.tensorrt_api import Api, Flags
 
 
@@ -81,6 +82,25 @@ def test_a_plan_is_inspected_from_its_file_when_the_builder_is_gone(tmp_path: Pa
     build(order, Api(Flavour.TENSORRT, module), events.append)
     assert "done" in events[-1]
     assert seen == [(mmap.mmap, None)]
+
+
+def test_a_plan_that_lies_shorter_on_the_disk_than_it_was_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk that fails without saying so."""
+    synced = os.fsync
+
+    def lose(handle: int) -> None:
+        synced(handle)
+        os.ftruncate(handle, 3)
+
+    monkeypatch.setattr(os, "fsync", lose)
+    order = Order(Flavour.RTX, plan=str(tmp_path / "x.plan"))
+    with (
+        pytest.raises(ArtifactError, match="got 3 bytes on the disk, expected 4"),
+        _plan_file(order) as plan,
+    ):
+        assert plan.write(b"plan") == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it lives until its pipe breaks")

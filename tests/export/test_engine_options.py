@@ -36,6 +36,7 @@ def options(**table: Any) -> EngineOptions:
     [
         ("sm89", ("sm89",)),
         ("SM_89, sm120,sm89", ("sm89", "sm120")),
+        ("sm120,sm89", ("sm89", "sm120")),
         (["sm75", "sm121"], ("sm75", "sm121")),
         ("portable", ()),
     ],

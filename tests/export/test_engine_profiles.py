@@ -47,6 +47,28 @@ def test_measured_lengths_move_the_profiles() -> None:
     assert long.max.sequence == 4096, "longer than any text seen"
 
 
+def test_long_texts_make_fewer_in_a_batch_not_a_larger_one() -> None:
+    """64 x 4032 tokens took 7.4 GB for one layer of NV-Embed's width; `encode` sends 8192."""
+    latency, throughput, long = profiles_for([1500] * 90 + [4000] * 10, 4096, 2)
+    assert (latency.max, throughput.max) == (Shape(8, 4032), Shape(8, 4032))
+    assert throughput.opt == Shape(5, 1500)
+    assert long.max == Shape(4, 4096)
+
+
+def test_a_few_long_texts_leave_room_for_many_short_ones() -> None:
+    latency, throughput, _ = profiles_for([100] * 90 + [4000] * 10, 4096, 2)
+    assert (throughput.opt, throughput.max) == (Shape(64, 100), Shape(64, 512))
+    assert latency.max == Shape(8, 4032)
+
+
+@pytest.mark.parametrize("max_tokens", [8192, 16384, 32768, 131072])
+@pytest.mark.parametrize("typical", [1, 128, 5000, 100000])
+def test_no_batch_is_larger_than_memory_was_meant_for(max_tokens: int, typical: int) -> None:
+    for profile in profiles_for([typical], max_tokens, 2):
+        batch, tokens = profile.max
+        assert batch == 1 or batch * tokens <= 32768
+
+
 def test_any_lengths_give_profiles_that_are_valid() -> None:
     generator = random.Random(0)
     for _ in range(300):

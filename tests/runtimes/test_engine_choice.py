@@ -48,7 +48,19 @@ def test_a_portable_plan_runs_from_ampere_on() -> None:
     portable = replace(RTX, targets=("portable",))
     assert why_not(portable, L4) is None
     assert why_not(portable, replace(L4, target="sm120")) is None
-    assert why_not(portable, replace(L4, target="sm75")) == "is for portable"
+    assert why_not(portable, replace(L4, target="sm75")) == "is for sm80 and later"
+
+
+def test_a_portable_plan_in_fp8_runs_from_ada_on() -> None:
+    """Its own text says accelerators={sm89}: TensorRT for RTX builds it for no older one."""
+    facts = replace(RTX.facts, linears={"fp16": 69, "fp8": 36})
+    portable = replace(RTX, targets=("portable",), facts=facts)
+    assert why_not(portable, L4) is None
+    assert why_not(portable, replace(L4, target="sm121")) is None
+    for target in ("sm80", "sm86"):
+        assert why_not(portable, replace(L4, target=target)) == "is for sm89 and later"
+    rounded = replace(portable, facts=replace(facts, linears={"int8": 36}))
+    assert why_not(rounded, replace(L4, target="sm86")) is None
 
 
 @pytest.mark.parametrize(

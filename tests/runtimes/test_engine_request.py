@@ -42,8 +42,11 @@ def test_without_leave_to_compile_each_engine_says_why_it_does_not_fit(
     rtx_artifact: Path, l4: Host
 ) -> None:
     options = RuntimeOptions(compiles_engines=False)
-    with pytest.raises(ArtifactError, match=r"no engine for .* on sm120: engines/.* is for sm89"):
+    with pytest.raises(
+        ArtifactError, match=r"no engine for .* on sm120: engines/.* is for sm89"
+    ) as caught:
         find_engine(open_artifact(rtx_artifact), replace(l4, target="sm120"), options, 0)
+    assert caught.value.fix.endswith(f"compile {rtx_artifact} --engine tensorrt-rtx --target sm120")
 
 
 def test_a_gpu_that_the_product_does_not_run_on_is_refused(rtx_artifact: Path, l4: Host) -> None:

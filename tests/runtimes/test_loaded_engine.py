@@ -52,7 +52,18 @@ def test_a_damaged_plan_is_told_from_a_missing_gpu(toy_artifact: Path) -> None:
         (toy_artifact / "engines" / "x.plan").write_bytes(data)
         with pytest.raises(ArtifactError, match=r"11\.4\.0\.106 .*load it.*x\.plan") as caught:
             load(toy_artifact, api)
-        assert f"nvembed-deploy compile {toy_artifact}" in caught.value.fix
+        command = f"nvembed-deploy compile {toy_artifact} --engine tensorrt --overwrite, on sm90"
+        assert command in caught.value.fix
+
+
+def test_a_plan_of_rtx_is_compiled_again_for_the_gpus_that_it_was_for(toy_artifact: Path) -> None:
+    record = replace(RTX, targets=("sm89", "sm120"))
+    api, _ = host_api(toy_artifact / "model.onnx", HostCuda(), record)
+    (toy_artifact / "engines").mkdir()
+    (toy_artifact / "engines" / "x.plan").write_bytes(b"not a plan")
+    with pytest.raises(ArtifactError, match="load it") as caught:
+        load(toy_artifact, api, record)
+    assert "--engine tensorrt-rtx --target sm89,sm120 --overwrite" in caught.value.fix
 
 
 def test_an_engine_is_freed_as_soon_as_nobody_holds_it(toy_artifact: Path) -> None:

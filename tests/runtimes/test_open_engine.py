@@ -168,6 +168,20 @@ def test_inspect_says_that_an_engine_is_gone(
         said = capsys.readouterr().err
         assert NAME in said
         assert "fix: compile it anew" in said
+        assert f"compile {toy_artifact} --engine tensorrt --overwrite, on sm90" in said
+
+
+def test_an_engine_that_lies_elsewhere_is_left_out_and_never_opened(
+    toy_artifact: Path, play: Play, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    play()
+    (toy_artifact / "engines").rename(tmp_path / "elsewhere")
+    (toy_artifact / "engines").symlink_to(tmp_path / "elsewhere")
+    with load_encoder(toy_artifact) as encoder:
+        assert encoder.runtime.name == "onnx"
+    assert f"{NAME} leads to {tmp_path / 'elsewhere' / 'host.plan'}, outside" in caplog.text
+    with pytest.raises(ArtifactError, match="outside the artifact"):
+        load_encoder(toy_artifact, verify="full")
 
 
 def test_an_artifact_without_its_plan_runs_its_graph(toy_artifact: Path, play: Play) -> None:
