@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,36 @@ _WARM_UP_RUNS, _WARM_UP_SECONDS = 4, (3.0, 30.0)
 """Not timed: the third run replays a recorded CUDA graph, and TensorRT for RTX goes on compiling
 kernels for the shape that it meets, so that speed has to settle; least and most."""
 _SETTLED = 0.97
+_LEAST_RUNS = 5
+"""Timed, however long they take."""
 
 
 def main() -> int:
     """Load, compare, time, print."""
+    args = parse()
+    dtype = Precision(args.dtype) if args.dtype else None
+    options = RuntimeOptions(device=args.device, dtype=dtype)
+    started = time.monotonic()
+    with load_encoder(args.source, args.runtime, options=options) as encoder:
+        record = Record(args.json, about(args.source, encoder))
+        record.add(load_seconds=round(time.monotonic() - started, 1))
+        rows_ND = embed_all(encoder)
+        if args.save:
+            with whole(args.save) as partial, partial.open("wb") as file:
+                np.save(file, rows_ND)
+        record.add(agreement=compare(rows_ND, args.reference) if args.reference else None)
+        speed: list[dict[str, float]] = []
+        for shape in shapes_for(encoder) if args.repeats else ():
+            speed.append(time_shape(encoder, shape, args.repeats, args.seconds))
+            record.add(speed=speed)
+        record.add(speed=speed, gpu_memory_mib=gpu_memory_mib())
+    record.end()
+    print(json.dumps(record.result, indent=2))  # noqa: T201
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="artifact, or checkpoint with --runtime torch")
     parser.add_argument("--runtime", default="auto")
@@ -50,30 +77,40 @@ def main() -> int:
     parser.add_argument("--reference", type=Path, help="rows to compare with")
     parser.add_argument("--save", type=Path, help="write the rows here")
     parser.add_argument("--repeats", type=int, default=50, help="timed runs; 0 times nothing")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    args = parser.parse_args()
-    dtype = Precision(args.dtype) if args.dtype else None
-    options = RuntimeOptions(device=args.device, dtype=dtype)
-    started = time.monotonic()
-    with load_encoder(args.source, args.runtime, options=options) as encoder:
-        loaded = time.monotonic() - started
-        rows_ND = embed_all(encoder)
-        result = {
-            **about(args.source, encoder),
-            "load_seconds": round(loaded, 1),
-            "agreement": compare(rows_ND, args.reference) if args.reference else None,
-            "speed": [time_shape(encoder, shape, args.repeats) for shape in shapes_for(encoder)]
-            if args.repeats
-            else [],
-            "gpu_memory_mib": gpu_memory_mib(),
-        }
-    if args.save:
-        np.save(args.save, rows_ND)
-    text = json.dumps(result, indent=2)
-    print(text)  # noqa: T201
-    if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
-    return 0
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="of timed runs of one shape, at most"
+    )
+    parser.add_argument("--json", type=Path, help="write the result here, once it is whole")
+    return parser.parse_args()
+
+
+class Record:
+    """A result: what is measured lies in NAME.partial.json at once, in NAME.json at the end."""
+
+    def __init__(self, path: Path | None, result: dict[str, Any]) -> None:
+        """Begin with what is known before anything is measured."""
+        self.result, self._path = result, path
+        self._partial = path and path.with_suffix(f".partial{path.suffix}")
+
+    def add(self, **facts: Any) -> None:  # noqa: ANN401 - JSON
+        """Take something measured, and save it."""
+        self.result |= facts
+        if self._partial:
+            with whole(self._partial) as file:
+                file.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
+
+    def end(self) -> None:
+        """Give the file its name: all is in it."""
+        if self._partial and self._path:
+            self._partial.replace(self._path)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a file beside `path` that becomes it when the block succeeds."""
+    partial = path.with_name(f".{path.name}.partial")
+    yield partial
+    partial.replace(path)
 
 
 def about(source: Path, encoder: Encoder) -> dict[str, Any]:
@@ -130,15 +167,18 @@ def shapes_for(encoder: Encoder) -> Iterator[tuple[int, int]]:
     yield from (shape for shape in SHAPES if shape[1] <= encoder.max_seq_length)
 
 
-def time_shape(encoder: Encoder, shape: tuple[int, int], repeats: int) -> dict[str, float]:
+def time_shape(
+    encoder: Encoder, shape: tuple[int, int], repeats: int, most_seconds: float
+) -> dict[str, float]:
     """Return latency and throughput of one batch shape, host to host."""
     batch = random_batch(encoder, [shape[1]] * shape[0], seed=1)
     warm_up(lambda: encoder.runtime.embed(batch))
-    seconds = timed(lambda: encoder.runtime.embed(batch), repeats)
+    seconds = timed(lambda: encoder.runtime.embed(batch), repeats, most_seconds)
     p50, p90, p99 = (1000 * np.percentile(seconds, part) for part in (50, 90, 99))
     return {
         "texts": shape[0],
         "tokens": shape[1],
+        "runs": len(seconds),
         "p50_ms": round(p50, 3),
         "p90_ms": round(p90, 3),
         "p99_ms": round(p99, 3),
@@ -159,24 +199,34 @@ def warm_up(run: Callable[[], object]) -> None:
         last = median
 
 
-def timed(run: Callable[[], object], repeats: int) -> NDArray[np.float64]:
-    """Return the seconds of each run."""
-    seconds = np.empty(repeats)
-    for index in range(repeats):
+def timed(
+    run: Callable[[], object], repeats: int, most_seconds: float = float("inf")
+) -> NDArray[np.float64]:
+    """Return the seconds of each run: of fewer, but some, where they take too long together."""
+    seconds, began = list[float](), time.perf_counter()
+    while len(seconds) < repeats:
         started = time.perf_counter()
         run()
-        seconds[index] = time.perf_counter() - started
-    return seconds
+        ended = time.perf_counter()
+        seconds.append(ended - started)
+        if ended - began > most_seconds and len(seconds) >= _LEAST_RUNS:
+            break
+    return np.array(seconds)
 
 
 def gpu_memory_mib() -> int | None:
-    """Return the memory of the GPUs that is taken, by whomever; None without a driver."""
+    """Return the memory of the GPUs that is taken, by whomever.
+
+    None without a driver, and where it does not say: a GPU without memory of its own (GB10, in DGX
+    Spark) has [N/A].
+    """
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError):
         return None
-    return sum(int(line) for line in done.stdout.split())
+    numbers = done.stdout.split()
+    return sum(map(int, numbers)) if all(n.isdecimal() for n in numbers) and numbers else None
 
 
 if __name__ == "__main__":
