@@ -24,7 +24,7 @@ class Embeddings(BaseHTTPRequestHandler):
             rows = encoder.encode(texts, instruction=body.get("instruction")).tolist()
             data = [{"object": "embedding", "index": i, "embedding": r} for i, r in enumerate(rows)]
             self._answer(200, {"object": "list", "model": encoder.spec.name, "data": data})
-        except (KeyError, TypeError, ValueError, NVEmbedError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, NVEmbedError) as error:
             self._answer(400, {"error": {"message": str(error)}})
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ def stamps_of(checkpoint: Checkpoint) -> dict[str, Any]:
     tensors = (*checkpoint.backbone.values(), *checkpoint.pooler.values())
     folders = [checkpoint.path, *([checkpoint.adapter] if checkpoint.adapter else [])]
     files = {tensor.path.resolve() for tensor in tensors} | {checkpoint.tokenizer.resolve()}
-    files |= {file.resolve() for folder in folders for file in folder.rglob("*") if file.is_file()}
+    # not what lies in folders of its own: an artifact, a cache of an export
+    files |= {file.resolve() for folder in folders for file in folder.iterdir() if file.is_file()}
     found = [(file.name, file.stat()) for file in files]
     description = checkpoint.path / DESCRIPTION
     return {

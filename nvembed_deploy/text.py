@@ -31,10 +31,14 @@ _PIECE_CHARACTERS = 4 << 20
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text: `ids` int64 [S] with BOS and EOS; the first `num_masked` are not pooled."""
+    """One text: `ids` int64 [S] with BOS and EOS; the first `num_masked` are not pooled.
+
+    `is_cut` says whether it lost its end.
+    """
 
     ids: NDArray[np.int64]
     num_masked: int = 0
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,9 +177,10 @@ class Tokenizer:
         for index, ids in enumerate(self._each(prefix, texts)):
             whole = [self.spec.bos_id, *ids, self.spec.eos_id]
             kept = self._truncate(whole, limit)
-            if len(kept) < len(whole):
+            is_cut = len(kept) < len(whole)
+            if is_cut:
                 self._check_room(kept, own, index)
-            tokens.append(Tokens(np.array(kept, np.int64), len(own)))
+            tokens.append(Tokens(np.array(kept, np.int64), len(own), is_cut))
         return tokens
 
     def _prefix(self, instruction: str) -> str:

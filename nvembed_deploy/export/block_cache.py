@@ -63,10 +63,13 @@ class BlockCache:
         Raises:
             ArtifactError: its files are damaged.
         """
-        found = json.loads(self._facts(index).read_text(encoding="utf-8"))
-        ranges = {name: LinearRange(**values) for name, values in found["ranges"].items()}
         tensors = _open(self._block(index))
-        linears = {name: _quantized(name, tensors, ranges[name]) for name in found["linears"]}
+        try:
+            found = json.loads(self._facts(index).read_text(encoding="utf-8"))
+            ranges = {name: LinearRange(**values) for name, values in found["ranges"].items()}
+            linears = {name: _quantized(name, tensors, ranges[name]) for name in found["linears"]}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self._facts(index), str(error)) from error
         return RoundedBlock(linears, ranges)
 
     def states(self) -> list[np.ndarray]:
@@ -96,6 +99,10 @@ class BlockCache:
         self.count += 1
         if index:
             self._states(index - 1).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the cache: what it was for is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _facts(self, index: int) -> Path:
         return self.folder / f"block-{index}.json"
@@ -130,13 +137,6 @@ def open_cache(export: Export) -> Iterator[BlockCache | None]:
         yield BlockCache(folder)
     finally:
         os.close(handle)
-
-
-def remove_cache(export: Export) -> None:
-    """Remove the cache of an export that is finished; the folder its recipe names stays."""
-    folder = _folder_of(export)
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder_of(export: Export) -> Path | None:
@@ -186,6 +186,10 @@ def _open(path: Path) -> dict[str, TensorEntry]:
     try:
         return open_tensors(path)
     except CheckpointError as error:
-        raise ArtifactError(
-            f"the cache of rounded blocks is damaged: {error.problem}", f"remove {path.parent}"
-        ) from error
+        raise _damaged(path, error.problem) from error
+
+
+def _damaged(path: Path, problem: str) -> ArtifactError:
+    return ArtifactError(
+        f"the cache of rounded blocks is damaged: {path}: {problem}", f"remove {path.parent}"
+    )

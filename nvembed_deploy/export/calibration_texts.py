@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,8 @@ def _openings(texts: list[CalibrationText]) -> Iterator[CalibrationText]:
 def _tokenize(texts: list[CalibrationText], tokenizer: Tokenizer, max_tokens: int) -> list[Tokens]:
     tokens: list[Tokens] = []
     for text in texts:
-        limit = max_tokens + len(tokenizer.tokenize([""], instruction=text.instruction)[0].ids)
+        (empty,) = tokenizer.tokenize([""], instruction=text.instruction, max_tokens=sys.maxsize)
+        limit = max_tokens + len(empty.ids)
         tokens += tokenizer.tokenize([text.text], instruction=text.instruction, max_tokens=limit)
     return tokens
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from nvembed_deploy.artifact import LAYOUT, open_artifact, read_manifest, record_engine
@@ -50,6 +51,7 @@ def add_engine(
         HardwareError, MissingPackageError, RecipeError: the engine cannot be built.
     """
     facts = graph_facts(open_artifact(path).manifest)
+    options = _as_listed(options, read_manifest(path))
     check_engine(options, facts)
     name = engine_name(options, version := probe(options, facts))
     if not overwrite and not is_writable(path):  # what needs no compiling needs no leave to write
@@ -61,6 +63,17 @@ def add_engine(
         if there and not overwrite:
             return name, there, False
         return *_add(path, name, options, profiles, advance), True
+
+
+def _as_listed(options: EngineOptions, manifest: Manifest) -> EngineOptions:
+    """Return the options with their targets in the order of an engine that is for the same ones.
+
+    Its name has them in that order, which once was the order given.
+    """
+    for record in manifest.engines.values():
+        if record.flavour is options.flavour and {*record.targets} == {*options.targets}:
+            return replace(options, targets=record.targets)
+    return options
 
 
 def _there(

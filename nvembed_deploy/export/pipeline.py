@@ -6,8 +6,9 @@ checkpoint -> merged weights -> graph -> weight file -> self-check -> manifest -
 from __future__ import annotations
 
 import datetime
+import sys
 from collections import Counter
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,8 @@ from nvembed_deploy.artifact import (
 )
 from nvembed_deploy.checkpoint import write_tokenizer
 from nvembed_deploy.engine_record import Profile
-from nvembed_deploy.export.block_cache import BlockCache, open_cache, remove_cache
+from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.export.block_cache import BlockCache, open_cache
 from nvembed_deploy.export.calibration_record import CalibrationRecord, TextFacts
 from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
@@ -54,7 +56,7 @@ from nvembed_deploy.export.weight_file import (
     WeightFile,
     write_weights,
 )
-from nvembed_deploy.spec import PoolerForm
+from nvembed_deploy.spec import MIN_TOKENS, ModelSpec, PoolerForm
 from nvembed_deploy.text import Tokenizer
 
 _LINEAR_NAMES = {
@@ -80,28 +82,42 @@ def run_export(
     if export.recipe.engine is not None:
         probe(export.recipe.engine, export.graph_facts)
     progress = progress or SilentProgress()
-    with staged_artifact(out_dir, overwrite=overwrite) as stage:
-        _write_text_files(export, stage)
-        profiles = _profiles(export, stage)
-        blocks = export.checkpoint.spec.backbone.num_layers + 2
-        for name, measure in open_questions(export.recipe):
-            with progress.step(name, blocks - 1) as advance:
-                export = _measured(export, stage, measure, partial(advance, 1))
-        file = _write_weights(export, stage, progress)
-        with progress.step("graph", None):
-            _write_graph(export.block, file, stage / LAYOUT.graph)
-        with progress.step("self-check", blocks) as advance:
-            report = _check(export, file, stage, partial(advance, 1))
-        manifest = _manifest(export, file, report)
-        manifest = add_file_record(stage, manifest, LAYOUT.weights, file.sha256)
-        if export.recipe.engine is not None:
-            with progress.step("engine", 100) as advance:
-                built = build_engine(stage, INPUTS, export.recipe.engine, profiles, advance)
-            manifest = replace(manifest, engines={built.name: built.record})
-            manifest = add_file_record(stage, manifest, built.name, built.sha256)
-        manifest = write_manifest(stage, manifest)
-    remove_cache(export)
+    with ExitStack() as held:  # the cache too, until the artifact is there
+        with staged_artifact(out_dir, overwrite=overwrite) as stage:
+            _write_text_files(export, stage)
+            profiles = _profiles(export, stage)
+            export = _answered(export, stage, progress)
+            cache = held.enter_context(open_cache(export))
+            file = _write_weights(export, stage, cache, progress)
+            manifest = _write_rest(export, file, stage, progress)
+            if export.recipe.engine is not None:
+                with progress.step("engine", 100) as advance:
+                    built = build_engine(stage, INPUTS, export.recipe.engine, profiles, advance)
+                manifest = replace(manifest, engines={built.name: built.record})
+                manifest = add_file_record(stage, manifest, built.name, built.sha256)
+            manifest = write_manifest(stage, manifest)
+        if cache is not None:
+            cache.remove()
     return manifest
+
+
+def _answered(export: Export, stage: Path, progress: Progress) -> Export:
+    """Return the export with all that its recipe leaves to measurement."""
+    blocks = export.checkpoint.spec.backbone.num_layers + 1
+    for name, measure in open_questions(export.recipe):
+        with progress.step(name, blocks) as advance:
+            export = _measured(export, stage, measure, partial(advance, 1))
+    return export
+
+
+def _write_rest(export: Export, file: WeightFile, stage: Path, progress: Progress) -> Manifest:
+    """Write the graph and check it; return the manifest, which is not written yet."""
+    with progress.step("graph", None):
+        _write_graph(export.block, file, stage / LAYOUT.graph)
+    with progress.step("self-check", export.checkpoint.spec.backbone.num_layers + 2) as advance:
+        report = _check(export, file, stage, partial(advance, 1))
+    manifest = _manifest(export, file, report)
+    return add_file_record(stage, manifest, LAYOUT.weights, file.sha256)
 
 
 def _profiles(export: Export, stage: Path) -> tuple[Profile, ...]:
@@ -115,8 +131,20 @@ def _write_text_files(export: Export, stage: Path) -> None:
     """Write tokenizer and Hugging Face configs, under the names other tools look for."""
     spec = export.checkpoint.spec
     write_tokenizer(export.checkpoint, stage / LAYOUT.tokenizer)
-    _tokenizer(export, stage)
+    _check_prompts(spec, _tokenizer(export, stage))
     write_hf_files(stage, spec)
+
+
+def _check_prompts(spec: ModelSpec, tokenizer: Tokenizer) -> None:
+    """Refuse a prompt that leaves no room for a text."""
+    for name, prefix in spec.prompts.items():
+        (tokens,) = tokenizer.tokenize([""], prompt=prefix, max_tokens=sys.maxsize)
+        if tokens.num_masked + MIN_TOKENS > spec.text.max_tokens:
+            raise RecipeError(
+                f"prompt {name!r} has {tokens.num_masked} tokens, and texts are cut after "
+                f"{spec.text.max_tokens}, prompt included",
+                "shorten it, or raise max_tokens",
+            )
 
 
 def _measured(export: Export, stage: Path, measure: Measure, on_block: OnBlock) -> Export:
@@ -140,11 +168,13 @@ def _texts(recipe: ExportRecipe) -> Calibration:
     return Calibration(path, recipe.calibration_texts, recipe.calibration_tokens, recipe.seed)
 
 
-def _write_weights(export: Export, stage: Path, progress: Progress) -> WeightFile:
+def _write_weights(
+    export: Export, stage: Path, cache: BlockCache | None, progress: Progress
+) -> WeightFile:
     path, entries = stage / LAYOUT.weights, export.block.weights
-    with _open_linears(export) as linears, open_cache(export) as cache:
-        if cache is not None and cache.count:
-            progress.note(f"going on from {cache.count} blocks in {cache.folder}")
+    if cache is not None and cache.count:
+        progress.note(f"going on from {cache.count} blocks in {cache.folder}")
+    with _open_linears(export) as linears:
         quantizer, facts = _quantizer(export, stage, linears, cache)
         with progress.step("weights", export.num_bytes) as advance:
             file = write_weights(path, entries, linears, quantizer, on_bytes=advance)

@@ -18,6 +18,7 @@ from nvembed_deploy.parity.statistic import (
     Values,
     average_precision_of,
     best_accuracy_of,
+    best_of,
     macro_f1_of,
     mean_of,
     spearman_of,
@@ -176,7 +177,19 @@ def _sts(_: str, __: Any, predicted: Any, rows: Any) -> Part:  # noqa: ANN401
     return Part(values, spearman_of, "pairs")
 
 
+_SIMILARITIES = {
+    "cosine_scores": 1,
+    "dot_scores": 1,
+    "similarity_scores": 1,
+    "euclidean_distances": -1,
+    "manhattan_distances": -1,
+}
+"""mteb's predictions of a pair, and which end is alike."""
+
+
 def _pairs(metric: str, _: Any, predicted: Any, rows: Any) -> Part | None:  # noqa: ANN401
+    """Return each pair's similarity; of `max_...` all there are, of which the best one counts."""
+    is_best = metric.startswith("max_")
     statistic = {"ap": average_precision_of, "accuracy": best_accuracy_of}.get(
         metric.removeprefix("max_").removeprefix("cosine_")
     )
@@ -184,8 +197,12 @@ def _pairs(metric: str, _: Any, predicted: Any, rows: Any) -> Part | None:  # no
         return None
     columns = rows.column_names if hasattr(rows, "column_names") else list(rows)
     truth = np.array(rows["labels" if "labels" in columns else "label"], np.float64).ravel()
-    found = np.array(predicted["cosine_scores"], np.float64).ravel()
-    return Part(np.stack([found, truth], axis=-1), statistic, "pairs")
+    found = [
+        sign * np.array(predicted[name], np.float64).ravel()
+        for name, sign in _SIMILARITIES.items()
+        if name in predicted and (is_best or name == "cosine_scores")
+    ]
+    return Part(np.stack([*found, truth], axis=-1), best_of(statistic), "pairs")
 
 
 def _classification(metric: str, _: Any, predicted: Any, rows: Any) -> Part | None:  # noqa: ANN401

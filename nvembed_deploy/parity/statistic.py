@@ -59,6 +59,18 @@ def best_accuracy_of(values: Values, places_RN: Places) -> Values:
     return best
 
 
+def best_of(statistic: Statistic) -> Statistic:
+    """Return the largest of a statistic of several predictions [N, M + 1], the truth being last."""
+
+    def best(values: Values, places_RN: Places) -> Values:
+        columns = range(values.shape[1] - 1)
+        each = [statistic(values[:, [column, -1]], places_RN) for column in columns]
+        largest: Values = np.max(each, axis=0)
+        return largest
+
+    return best
+
+
 def _sorted(drawn_RN2: Values) -> tuple[Values, NDArray[np.bool_]]:
     """Return what is true from the highest prediction down, and where the next one is lower."""
     order_RN = np.argsort(-drawn_RN2[..., 0], axis=1, kind="stable")

@@ -195,12 +195,13 @@ def _qrels(path: Path, tables: Tables) -> Iterator[dict[str, Any]]:
                 "expected a query-id of queries.jsonl, a corpus-id of corpus.jsonl, a whole number "
                 f"of at most {MOST_RELEVANT}",
             )
-        yield {"query": query, "document": document, "score": int(score)}
+        yield {"query": query, "document": document, "score": int(score.lstrip("0") or "0")}
 
 
 def _is_relevance(text: str) -> bool:
-    is_short = len(text) <= len(str(MOST_RELEVANT))
-    return is_short and text.isdecimal() and int(text) <= MOST_RELEVANT
+    digits = text.lstrip("0") or "0"
+    is_short = len(digits) <= len(str(MOST_RELEVANT))
+    return is_short and text.isdecimal() and int(digits) <= MOST_RELEVANT
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

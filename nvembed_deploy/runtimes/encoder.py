@@ -290,7 +290,7 @@ class Encoder:
         return whole(
             "max_length",
             max_length,
-            "leave it out for as many as the model takes (text.max_tokens of its config)",
+            "leave it out for as many as there are (export --max-tokens says how many)",
             least=MIN_TOKENS,
             most=self.max_seq_length,
         )

@@ -6,6 +6,7 @@ equal texts are computed once, and batches are formed by length. Legend: N texts
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from nvembed_deploy.errors import ArtifactError, TextError
 from nvembed_deploy.runtimes.batching import BatchLimits, plan_batches
 from nvembed_deploy.runtimes.protocol import Runtime
 from nvembed_deploy.text import Tokens, collate
+
+logger = logging.getLogger(__name__)
 
 WINDOW_TEXTS = 8192
 
@@ -103,6 +106,9 @@ class Stream:
             tokens = self.tokenize(list(row_of))
         except TextError as error:
             raise error.at(start + distinct.index(error.index)) from None
+        num_cut = sum(text.is_cut for text in tokens)
+        if num_cut:
+            logger.info("%d of %d texts are cut to the most tokens", num_cut, len(tokens))
         return _Window(start, tokens, np.asarray(distinct, dtype=np.int64))
 
     def _embed_window(self, window: _Window, advance: Callable[[int], None]) -> NDArray[np.float32]:

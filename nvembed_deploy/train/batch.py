@@ -57,7 +57,7 @@ def make_batch(
         rows=tuple(rows),
         owner_P=owner_P,
         keep_QP=_keep(queries, [t for t, _ in [*positives, *negatives]]),
-        truncated=_num_cut(texts, rows, tokenizer, section.max_tokens),
+        truncated=sum(row.is_cut for row in rows),
     )
 
 
@@ -84,14 +84,6 @@ def _tokenize(
         for index, row in zip(indices, tokens, strict=True):
             rows[index] = row
     return [row for row in rows if row is not None]
-
-
-def _num_cut(
-    texts: Sequence[tuple[str, str]], rows: Sequence[Tokens], tokenizer: Tokenizer, limit: int
-) -> int:
-    """Count the texts that lost their end: with room for one token more they take it."""
-    full = [text for text, row in zip(texts, rows, strict=True) if len(row.ids) == limit]
-    return sum(len(row.ids) > limit for row in _tokenize(full, tokenizer, limit + 1))
 
 
 def _keep(queries: Sequence[tuple[str, str]], passage_texts: Sequence[str]) -> NDArray[np.bool_]:

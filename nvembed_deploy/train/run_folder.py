@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nvembed_deploy.checkpoint import DESCRIPTION, foreign_files
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.filelock import lock
 from nvembed_deploy.train.journal import CURVES, LOG
@@ -21,7 +22,8 @@ from nvembed_deploy.train.sources import Source, is_table
 RECIPE = "recipe.json"
 DATA = "data"
 _LOCK = "run.lock"
-_WRITTEN = ("checkpoint", CURVES, "tensorboard", "wandb", LOG, "steps", RECIPE)
+_CHECKPOINT, _NAMED = "checkpoint", 5
+_WRITTEN = (_CHECKPOINT, CURVES, "tensorboard", "wandb", LOG, "steps", RECIPE)
 """What a run writes beside its tables, in the order it is removed: what is left when that is
 killed is still a run, which begins again only if asked to."""
 _WATCHING = {"run.log_every", "run.save_every", "run.keep", "run.tracker", "run.out"}
@@ -90,9 +92,10 @@ def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
 
     Raises:
         RecipeError: it holds a run, and is neither to be resumed nor removed; or it was begun with
-            another recipe.
+            another recipe; or its checkpoint holds files of others, which would be lost.
     """
     out = recipe.run.out
+    _check_checkpoint(out / _CHECKPOINT)
     path = out / RECIPE
     if overwrite or not path.exists() or not _holds_steps(out):
         return
@@ -106,6 +109,17 @@ def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
         raise RecipeError(
             f"{out} was begun with another recipe: {', '.join(differing)} differ",
             "resume with the same recipe, or choose another run.out",
+        )
+
+
+def _check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint that somebody put files into: the next one takes its place."""
+    names = foreign_files(folder) if (folder / DESCRIPTION).exists() else []
+    if names:
+        raise RecipeError(
+            f"{folder} holds {', '.join(names[:_NAMED])}, which training did not write and would "
+            "remove",
+            "move that elsewhere, or change run.out",
         )
 
 

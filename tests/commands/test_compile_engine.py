@@ -104,6 +104,22 @@ def test_an_engine_with_other_options_is_not_the_one_asked_for(
     assert is_as_asked(record, options, options.profiles or (LONGER,)) is is_it
 
 
+def test_an_engine_for_the_same_gpus_in_another_order_is_the_one_asked_for(
+    rtx_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name has the order that was given when names were not sorted; damaged, it is mended."""
+    unsorted = EngineOptions(Flavour.RTX, ("sm120", "sm89"))
+    name, _, _ = add_engine(rtx_artifact, unsorted)
+    assert name.endswith("sm120-sm89.plan")
+    listed = set(read_manifest(rtx_artifact).engines)
+    assert compiled(rtx_artifact, "--target", "sm89,sm120") == 0
+    assert "there already" in capsys.readouterr().out
+    os.truncate(rtx_artifact / name, 1000)
+    assert compiled(rtx_artifact, "--target", "sm120,sm89") == 0
+    open_artifact(rtx_artifact, "full")
+    assert set(read_manifest(rtx_artifact).engines) == listed
+
+
 def test_what_shaped_an_engine_that_is_there_is_told(
     rtx_artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

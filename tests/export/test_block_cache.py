@@ -13,7 +13,7 @@ import pytest
 
 from nvembed_deploy.artifact import LAYOUT, hash_file
 from nvembed_deploy.errors import ArtifactError
-from nvembed_deploy.export import block_cache
+from nvembed_deploy.export import pipeline
 from nvembed_deploy.export.block_cache import BlockCache, open_cache
 from nvembed_deploy.export.blocks import Blocks
 from nvembed_deploy.export.pipeline import run_export
@@ -155,11 +155,22 @@ def test_a_changed_file_has_a_cache_of_its_own(
     assert folders[0] != folders[1]
 
 
-def test_a_damaged_cache_is_named(plan: Callable[..., Export], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("block-0.safetensors", b"cut"),
+        ("block-0.json", b"{"),
+        ("block-0.json", b"[]"),
+        ("block-0.json", b'{"linears": ["x"], "ranges": {}}'),
+        ("states-0.safetensors", b""),
+    ],
+)
+def test_a_damaged_cache_is_named(
+    plan: Callable[..., Export], tmp_path: Path, name: str, content: bytes
+) -> None:
     kill_after(plan(precision="fp8"), tmp_path / "out", 1)
     (folder,) = (tmp_path / "cache").iterdir()
-    block = folder / "block-0.safetensors"
-    block.write_bytes(block.read_bytes()[:-1])
+    (folder / name).write_bytes(content)
     with pytest.raises(ArtifactError, match="cache of rounded blocks is damaged") as refused:
         run_export(plan(precision="fp8"), tmp_path / "out")
     assert refused.value.fix == f"remove {folder}"
@@ -182,7 +193,37 @@ def test_a_cache_that_cannot_be_made_is_named(plan: Callable[..., Export], tmp_p
 
 
 def test_without_a_folder_there_is_no_cache(plan: Callable[..., Export]) -> None:
-    export = plan(precision="fp8", cache=None)
-    with open_cache(export) as cache:
+    with open_cache(plan(precision="fp8", cache=None)) as cache:
         assert cache is None
-    block_cache.remove_cache(export)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_cache_is_held_until_the_artifact_is_there(
+    plan: Callable[..., Export], tmp_path: Path
+) -> None:
+    check, texts = pipeline._check, tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "the cat sat"}\n')
+    export = plan(precision="fp8", calibration=str(texts))
+
+    def check_meanwhile(*args: Any) -> Any:
+        with pytest.raises(ArtifactError, match="in use"):
+            run_export(export, tmp_path / "other")
+        texts.unlink()  # the name of the cache is not found a second time
+        return check(*args)
+
+    with mock.patch.object(pipeline, "_check", check_meanwhile):
+        run_export(export, tmp_path / "out")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_in_the_checkpoints_folder_is_found_again(
+    plan: Callable[..., Export], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    few = {"calibration_texts": 8, "calibration_tokens": 16, "cache": str(checkpoint / "cache")}
+    recipe = load_recipe(None, {"precision": "fp8"} | few)
+    kill_after(plan_export(checkpoint, recipe), checkpoint / "onnx", 1)
+    with open_cache(plan_export(checkpoint, recipe)) as cache:
+        assert cache is not None
+        assert cache.count == 1

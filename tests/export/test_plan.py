@@ -174,3 +174,19 @@ def test_more_tokens_than_positions_are_refused(tiny_checkpoint: Path) -> None:
     recipe = load_recipe(None, {"max_tokens": most + 1})
     with pytest.raises(RecipeError, match=f"the decoder has {most} positions"):
         plan_export(tiny_checkpoint, recipe)
+
+
+def test_a_calibrations_instruction_may_be_longer_than_texts_are(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Texts are cut when they are embedded; what is calibrated on has a limit of its own."""
+    values = {"precision": "int8", "max_tokens": 20, "calibration_texts": 4}
+    run_export(plan_export(tiny_checkpoint, load_recipe(None, values)), tmp_path / "out")
+    assert open_artifact(tmp_path / "out").manifest.spec.text.max_tokens == 20
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    values = {"max_tokens": 20, "prompts": {"query": "find " * 10}}
+    with pytest.raises(RecipeError, match=r"prompt 'query' has .* texts are cut after 20"):
+        run_export(plan_export(tiny_checkpoint, load_recipe(None, values)), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

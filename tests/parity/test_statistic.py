@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from nvembed_deploy.parity.statistic import (
     average_precision_of,
     best_accuracy_of,
+    best_of,
     macro_f1_of,
     mean_of,
     spearman_of,
@@ -52,6 +53,16 @@ def test_the_best_accuracy_of_resamples_is_mtebs() -> None:
             None, PAIRS[places, 0].tolist(), PAIRS[places, 1], True
         )
         assert accuracy == pytest.approx(expected)
+
+
+def test_the_best_of_several_predictions_is_found_in_each_resample() -> None:
+    """Of two predictions one is right at one half of the pairs, the other at the other."""
+    truth = np.tile([0.0, 1.0], 20)
+    half = np.arange(40) < 20
+    values = np.stack([np.where(half, truth, 0.5), np.where(half, 0.5, truth), truth], axis=-1)
+    places = np.stack([np.arange(20), np.arange(20, 40)])
+    assert best_of(average_precision_of)(values, places).tolist() == [1.0, 1.0]
+    assert average_precision_of(values[:, [0, 2]], places)[1] < 0.6
 
 
 def test_macro_f1_of_resamples_is_the_mean_of_sklearns() -> None:

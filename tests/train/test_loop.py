@@ -199,6 +199,19 @@ def test_a_run_that_is_overwritten_stays_until_the_next_can_begin(
     assert not table.exists()
 
 
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_a_file_that_somebody_put_into_the_checkpoint_is_named_before_the_first_step(
+    tiny_base: Path, data: Path, tmp_path: Path, option: str
+) -> None:
+    out = tmp_path / "run"
+    loop.train(pairs.recipe(tiny_base, data, out))
+    (out / "checkpoint" / "README.md").write_text("mine")
+    with pytest.raises(RecipeError, match=r"checkpoint holds README\.md, which training did not"):
+        loop.train(pairs.recipe(tiny_base, data, out), **{option: True})
+    assert (out / "checkpoint" / "README.md").read_text() == "mine"
+    assert len(read_log(out)) == 6
+
+
 @pytest.mark.parametrize(
     ("key", "place"),
     [

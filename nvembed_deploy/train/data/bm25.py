@@ -24,6 +24,7 @@ _ALONE = (
 characters of which one was changed, `overlap.py` finds all so, 29 by pairs of characters."""
 _IN_PAIRS = r"\u0e01-\u0e3a\u0e40-\u0e5b\u0e81-\u0edf"
 """Thai and Lao: letters are too few to tell texts apart, so two in a row are a word."""
+_CHARACTER = re.compile(f"[{_ALONE}]")
 _WORD = re.compile(rf"[{_ALONE}]|([{_IN_PAIRS}]+)|[^\W{_ALONE}{_IN_PAIRS}]+")
 
 
@@ -44,10 +45,16 @@ class Bm25:
                 "pip install 'nvembed-deploy[train]'",
             ) from error
         self._words = [_words(text) for text in texts]
+        self.lengths_N = np.array([len(words) for words in self._words], np.int64)
         self._index = BM25(k1=1.5, b=0.75, method="lucene")
         self._is_empty = not any(self._words)
         if not self._is_empty:
             self._index.index(self._words, show_progress=False)
+
+    def is_of_characters(self, number: int) -> bool:
+        """Return whether most words of the text of that number are characters."""
+        words = self._words[number]
+        return 2 * sum(_CHARACTER.fullmatch(word) is not None for word in words) > len(words)
 
     def scores(self, number: int) -> NDArray[np.float32]:
         """Return how well each text answers the text of that number: [N], 0 without a word."""

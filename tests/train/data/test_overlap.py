@@ -46,6 +46,12 @@ def test_a_near_copy_is_found_in_scripts_without_spaces(
     assert near_duplicates([*OTHERS, other, changed], [held_out]) == {changed: held_out}
 
 
+@pytest.mark.parametrize("held_out", ["我今天非常高兴", "今日は天気がいい", "오늘 날씨가 좋네요"])
+def test_a_long_text_has_all_the_characters_and_is_no_copy(held_out: str) -> None:
+    other = "".join(f"{letter}的は을" for letter in reversed(held_out)) * 20
+    assert near_duplicates([*OTHERS, other], [held_out]) == {}
+
+
 @pytest.mark.parametrize(
     "text",
     [
