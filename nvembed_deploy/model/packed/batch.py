@@ -84,7 +84,7 @@ class PackedBatch:
         return self.ids_T, self.position_T, *cuts, self.rows_R, self.text_R
 
     def average(self) -> torch.Tensor:
-        """Return average_BR, float32: its product with rows is each text's mean.
+        """Return average_BR, float32: its product with rows is each text's mean (`mean_by`).
 
         A text with no row gives zeros.
         """
@@ -92,16 +92,20 @@ class PackedBatch:
         member_BR = (self.text_R == texts_B1).float()
         return member_BR / member_BR.sum(1, keepdim=True).clamp(min=1)
 
-    def mean(self, rows_RF: torch.Tensor) -> torch.Tensor:
-        """Return mean_BF, float32, of each text's rows; zeros where it has none.
 
-        A row that overflowed, of filling or of another text, is kept out of a text's mean: 0 * inf
-        is no number. That of its own text is then no number, all of it.
-        """
-        average_BR = self.average()
-        is_sound_R1 = rows_RF.sum(-1, keepdim=True, dtype=torch.float32).isfinite()
-        mean_BF = average_BR @ torch.where(is_sound_R1, rows_RF, 0.0).float()
-        return torch.where(average_BR @ (~is_sound_R1).float() > 0, torch.nan, mean_BF)
+def mean_by(average_BR: torch.Tensor, rows_RF: torch.Tensor) -> torch.Tensor:
+    """Return mean_BF, float32, of each text's rows; zeros where it has none.
+
+    A row that overflowed, of filling or of another text, is kept out of a text's mean: 0 * inf is
+    no number. That of its own text is then no number, all of it.
+
+    Args:
+        average_BR: `PackedBatch.average`.
+        rows_RF: of any float format.
+    """
+    is_sound_R1 = rows_RF.sum(-1, keepdim=True, dtype=torch.float32).isfinite()
+    mean_BF = average_BR @ torch.where(is_sound_R1, rows_RF, 0.0).float()
+    return torch.where(average_BR @ (~is_sound_R1).float() > 0, torch.nan, mean_BF)
 
 
 def pack(batch: Batch, pooling: Pooling) -> PackedBatch:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from nvembed_deploy.model.packed.attention import attend
-from nvembed_deploy.model.packed.batch import PackedBatch
+from nvembed_deploy.model.packed.batch import PackedBatch, mean_by
 from nvembed_deploy.model.packed.kernels import Kernels
 from nvembed_deploy.model.packed.linear import Linear
 from nvembed_deploy.model.packed.loader import Loader
@@ -29,7 +29,7 @@ class Pooler(Protocol):
 
 def mean(states_RD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """Return each text's mean; of `Pooling.EOS` the one row there is."""
-    return batch.mean(states_RD)
+    return mean_by(batch.average(), states_RD)
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,11 @@ class AttentionPooler:
         mixed_RD = self.attention(self._normal(states_RD, self.query_norm), batch)
         states_RD = states_RD + mixed_RD
         gated_RF = self.kernels.gelu_gate(self.feed_up(self._normal(states_RD, self.feed_norm)))
-        gated_BF = batch.mean(gated_RF).to(self.dtype)
-        pooled_BD = self.feed_down(gated_BF).float() + batch.mean(states_RD)
+        average_BR = batch.average()
+        gated_BF = mean_by(average_BR, gated_RF).to(self.dtype)
+        pooled_BD = self.feed_down(gated_BF).float() + mean_by(average_BR, states_RD)
         # A text with no row gives zeros, not the projection's bias.
-        return pooled_BD * batch.average().any(1, keepdim=True)
+        return pooled_BD * average_BR.any(1, keepdim=True)
 
     def _normal(self, states_RD: torch.Tensor, norm: Norm) -> torch.Tensor:
         epsilon = self.spec.layer_norm_eps
