@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from nvembed_deploy.manifest import (
     check_parity,
     read_manifest,
 )
-from nvembed_deploy.staging import names_in, staged_folder, sync
+from nvembed_deploy.staging import names_in, replace_text, staged_folder
 
 __all__ = [
     "LAYOUT",
@@ -283,12 +282,5 @@ def _check_hash(folder: Path, name: str, manifest: Manifest, progress: Progress 
 
 def _replace_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest so that a reader sees the old one or the new one, never half of one."""
-    temporary = folder / f".{LAYOUT.manifest}.{os.getpid()}"
     text = json.dumps(manifest.to_dict(), indent=2, sort_keys=True) + "\n"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        temporary.replace(folder / LAYOUT.manifest)
-        sync(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(folder / LAYOUT.manifest, text)

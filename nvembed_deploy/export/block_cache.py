@@ -26,7 +26,7 @@ from nvembed_deploy.export.calibration_record import LinearRange
 from nvembed_deploy.export.calibration_texts import BUILT_IN
 from nvembed_deploy.export.provenance import tool_versions
 from nvembed_deploy.export.quantized import Quantized
-from nvembed_deploy.staging import sync
+from nvembed_deploy.staging import replace_text
 from nvembed_deploy.stamps import stamps_of
 from nvembed_deploy.tensordtype import DTYPES
 from nvembed_deploy.tensorfile import TensorEntry, open_tensors
@@ -91,11 +91,7 @@ class BlockCache:
         _write(self._states(index), {str(place): state for place, state in enumerate(states)})
         ranges = {name: found._asdict() for name, found in block.ranges.items()}
         facts = {"linears": list(block.linears), "ranges": ranges}
-        whole = self._facts(index).with_suffix(".partial")
-        whole.write_text(json.dumps(facts), encoding="utf-8")
-        sync(whole)
-        whole.replace(self._facts(index))
-        sync(self.folder)
+        replace_text(self._facts(index), json.dumps(facts))
         self.count += 1
         if index:
             self._states(index - 1).unlink(missing_ok=True)
