@@ -13,7 +13,7 @@ LAYERS ?= 8
 MIX ?= queries passages
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test e2e real parity gpu bench perf demo clean
+.PHONY: help install check format test e2e real parity triton gpu bench perf demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ real: install ## a real 135M model, fetched once (93 MB), on 200 texts
 
 parity: install ## the parity gate on graphs of the real 135M model (fetches 93 MB once)
 	$(PYTEST) -q -s -m real tests/real/test_parity_job.py
+
+triton: install ## the model repository of runtimes/ in a real Triton server (fetches 100 MB once)
+	$(PYTEST) -q -m real tests/real/test_triton.py
 
 gpu: install ## the tests that need an NVIDIA GPU
 	$(PYTEST) -q -m gpu

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *(ROOT / folder / "README.md" for folder in ("examples", "export")),
+    *(ROOT / folder / "README.md" for folder in ("examples", "export", "runtimes")),
 ]
 RECIPES = sorted((ROOT / "export").glob("*.toml"))
 SOURCES = sorted((ROOT / "nvembed_deploy").rglob("*.py"))
