@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def test_serve_answers_as_openai_does(tiny_artifact: Path) -> None:
         expected = encoder.encode("a", instruction="find")
     assert np.allclose(query, expected, atol=1e-6)
     assert not np.allclose(query, rows[0][0]["embedding"], atol=1e-3)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is missing: pip install 'ray[data]'")
+def test_bulk_embeds_a_corpus_on_ray(tiny_artifact: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    texts = [f"text {i} {'water ' * (i % 9)}" for i in range(50)]
+    lines = [json.dumps({"id": i, "text": text}) for i, text in enumerate(texts)]
+    corpus, out = tmp_path / "corpus.jsonl", tmp_path / "out"
+    corpus.write_text("\n".join(lines), encoding="utf-8")
+    run("bulk.py", tiny_artifact, corpus, out)
+    rows = pyarrow.parquet.read_table(out).sort_by("id").to_pydict()
+    assert rows["text"] == texts
+    with load_encoder(tiny_artifact) as encoder:
+        np.testing.assert_allclose(rows["embedding"], encoder.encode(texts), atol=1e-6)
 
 
 def post(url: str, body: dict[str, Any]) -> Any:
