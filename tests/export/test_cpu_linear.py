@@ -54,12 +54,19 @@ def test_values_are_those_of_the_standard_graph(tmp_path: Path, tiny_weights: We
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("per_token", ["*.down_proj", "*.q_proj", "*.k_proj"])
 def test_calibrated_static_ranges_stay_near_the_float_graph(
-    tmp_path: Path, tiny_weights: Weights, texts: list[Batch], held: list[dict[str, np.ndarray]]
+    tmp_path: Path,
+    tiny_weights: Weights,
+    texts: list[Batch],
+    held: list[dict[str, np.ndarray]],
+    per_token: str,
 ) -> None:
+    """Also where one of the linears that read an input has a range per token, and others none."""
     (tmp_path / "float").mkdir()
     plain = save(tiny_weights, GraphOptions(), tmp_path / "float")
-    path = write(tiny_weights, OPTIONS, tmp_path / "cpu", texts)
+    options = replace(OPTIONS, formats=replace(OPTIONS.formats, per_token=(per_token,)))
+    path = write(tiny_weights, options, tmp_path / "cpu", texts)
     onnx.checker.check_model(str(path), full_check=True)
     cosines = [(run(path, x, is_for_cpu=True) * run(plain, x)).sum(1) for x in held]
     assert np.concatenate(cosines).min() >= 0.998
