@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nvembed_deploy.artifact import read_manifest
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint
 from nvembed_deploy.errors import ArtifactError, RecipeError
 from nvembed_deploy.export.builder import WeightEntry
 from nvembed_deploy.export.calibration_record import CalibrationRecord
 from nvembed_deploy.export.calibration_texts import read_texts
 from nvembed_deploy.export.engine_options import GraphFacts, check_engine
-from nvembed_deploy.export.formats import Formats, check_patterns
+from nvembed_deploy.export.formats import SCHEMES, Formats, check_patterns
 from nvembed_deploy.export.graph import Block, GraphOptions, author_graph
 from nvembed_deploy.export.provenance import source_of
 from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.export.rotation import feature_block
 from nvembed_deploy.export.weight_file import INPUT_SCALE, LINEAR, OUTPUT_SCALE
 from nvembed_deploy.model.weights import Weights, open_weights
 from nvembed_deploy.spec import ModelSpec
@@ -163,6 +165,24 @@ def _check_ranges(
         for tail in (INPUT_SCALE, OUTPUT_SCALE)
     )
     record.check(source_of(checkpoint)["sha256"], recipe.rotation, static, outputs)
+    there = read_manifest(Path(str(recipe.ranges))).recipe.get("precision")
+    if static and _unit_of(there, recipe, checkpoint.spec) != _unit_of(
+        recipe.label, recipe, checkpoint.spec
+    ):
+        raise RecipeError(
+            f"ranges cannot be used again: {there} has other codes than {recipe.label}, or "
+            "rotates features in other blocks",
+            f"remove ranges, so that the export is calibrated; or name an artifact of "
+            f"{recipe.label}",
+        )
+
+
+def _unit_of(label: Any, recipe: ExportRecipe, spec: ModelSpec) -> Any:  # noqa: ANN401 - JSON
+    """Return what a precision's ranges are of: codes, of so many features rotated together."""
+    scheme = SCHEMES.get(label)
+    if scheme is None:
+        return None
+    return scheme.linear.code, feature_block(spec, scheme.kernels) if recipe.rotates else 0
 
 
 def _read_texts(recipe: ExportRecipe) -> None:
