@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nvembed_deploy.artifact import read_manifest
+from nvembed_deploy.artifact import open_artifact
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint
 from nvembed_deploy.errors import ArtifactError, RecipeError
 from nvembed_deploy.export.builder import WeightEntry
 from nvembed_deploy.export.calibration_record import CalibrationRecord
 from nvembed_deploy.export.calibration_texts import read_texts
 from nvembed_deploy.export.engine_options import GraphFacts, check_engine
-from nvembed_deploy.export.formats import SCHEMES, Formats, check_patterns
+from nvembed_deploy.export.formats import SCHEMES, Code, Formats, check_patterns
 from nvembed_deploy.export.graph import Block, GraphOptions, author_graph
 from nvembed_deploy.export.provenance import source_of
 from nvembed_deploy.export.recipe import ExportRecipe
@@ -77,7 +77,7 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
     """Open the checkpoint, check that it is complete, and author the graph.
 
     Raises:
-        ArtifactError: there are no such ranges.
+        ArtifactError: there are no such ranges, or their artifact is not as its manifest says.
         CheckpointError: the checkpoint cannot be used.
         HardwareError: the device, or what the engine asked for needs, is not there.
         RecipeError: the engine asked for cannot be built, a pattern means no linear, linears
@@ -160,12 +160,12 @@ def _check_patterns(recipe: ExportRecipe, block: Block) -> None:
 def _check_ranges(
     record: CalibrationRecord, checkpoint: Checkpoint, recipe: ExportRecipe, block: Block
 ) -> None:
+    there = str(open_artifact(Path(str(recipe.ranges))).manifest.recipe.get("precision"))
     static, outputs = (
         [e.name.removesuffix(tail) for e in block.weights if e.name.endswith(tail)]
         for tail in (INPUT_SCALE, OUTPUT_SCALE)
     )
     record.check(source_of(checkpoint)["sha256"], recipe.rotation, static, outputs)
-    there = read_manifest(Path(str(recipe.ranges))).recipe.get("precision")
     if static and _unit_of(there, recipe, checkpoint.spec) != _unit_of(
         recipe.label, recipe, checkpoint.spec
     ):
@@ -177,7 +177,7 @@ def _check_ranges(
         )
 
 
-def _unit_of(label: Any, recipe: ExportRecipe, spec: ModelSpec) -> Any:  # noqa: ANN401 - JSON
+def _unit_of(label: str, recipe: ExportRecipe, spec: ModelSpec) -> tuple[Code, int] | None:
     """Return what a precision's ranges are of: codes, of so many features rotated together."""
     scheme = SCHEMES.get(label)
     if scheme is None:

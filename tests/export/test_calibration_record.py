@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,18 @@ def test_ranges_from_before_a_file_was_named_are_used_again(calibrated: Path) ->
         replace(record, checkpoint=old).check({**now, "config.json": "0"}, record.rotation, [])
     with pytest.raises(RecipeError, match=r"another checkpoint's: tokenizer\.json differs"):
         record.check({**now, "tokenizer.json": "0"}, record.rotation, [])
+
+
+def test_ranges_that_are_not_those_of_the_manifest_are_refused(
+    tiny_checkpoint: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    artifact = Path(shutil.copytree(calibrated, tmp_path / "copy"))
+    recipe = load_recipe(None, {"precision": "int8", "ranges": str(artifact)})
+    plan_export(tiny_checkpoint, recipe)
+    path = artifact / LAYOUT.calibration
+    path.write_text(path.read_text().replace('"scale": 0.0', '"scale": 0.1', 1))
+    with pytest.raises(ArtifactError, match=r"calibration\.json was changed"):
+        plan_export(tiny_checkpoint, recipe)
 
 
 def test_an_artifact_that_was_not_calibrated_is_refused(
