@@ -78,7 +78,7 @@ class BlockCache:
         Raises:
             ArtifactError: their file is damaged.
         """
-        return [entry.read() for entry in _open(self._states(self.count - 1)).values()]
+        return load_states(self._states(self.count - 1))
 
     def add(self, block: RoundedBlock, states: Sequence[np.ndarray]) -> None:
         """Keep the next block, and the states after it (none after the last): on disk on return.
@@ -88,7 +88,7 @@ class BlockCache:
         """
         index = self.count
         _write(self._block(index), _tensors_of(block.linears))
-        _write(self._states(index), {str(place): state for place, state in enumerate(states)})
+        save_states(self._states(index), states)
         ranges = {name: found._asdict() for name, found in block.ranges.items()}
         facts = {"linears": list(block.linears), "ranges": ranges}
         replace_text(self._facts(index), json.dumps(facts))
@@ -108,6 +108,24 @@ class BlockCache:
 
     def _states(self, index: int) -> Path:
         return self.folder / f"states-{index}.safetensors"
+
+
+def save_states(path: Path, states: Sequence[np.ndarray]) -> None:
+    """Write the texts' states, [B, S, D] of each batch.
+
+    Raises:
+        ArtifactError: they cannot be written.
+    """
+    _write(path, {str(place): state for place, state in enumerate(states)})
+
+
+def load_states(path: Path) -> list[np.ndarray]:
+    """Return what `save_states` wrote.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    return [entry.read() for entry in _open(path).values()]
 
 
 @contextmanager

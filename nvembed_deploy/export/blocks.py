@@ -62,14 +62,17 @@ class Blocks:
     ) -> Iterator[torch.Tensor]:
         """Yield each batch's next states, so that no more than one batch has both.
 
-        A token counts by how small its state is: an error beside a massive state is nothing.
+        A token counts by how small its state is: an error beside a massive state is nothing. Of a
+        state smaller than the norms can tell from 0 (an embedding of zeros) by their epsilon.
         """
         decoder = self._model.backbone.decoder
         rotary = type(decoder.rotary_emb)(decoder.config).to(self.device)
+        least = self.spec.backbone.rms_norm_eps
         for hidden, batch in zip(states, self.batches, strict=True):
             mask = self.place(batch.attention_mask_BS)
             if weigh is not None:
-                weigh(mask[..., None] / hidden.square().mean(-1, keepdim=True).sqrt())
+                energy = hidden.square().mean(-1, keepdim=True)
+                weigh(mask[..., None] / energy.clamp(min=least).sqrt())
             positions = torch.arange(hidden.shape[1], device=self.device)[None]
             yield layer(
                 hidden,

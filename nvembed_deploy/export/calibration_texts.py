@@ -64,7 +64,7 @@ class Calibration:
         starts = range(0, len(tokens), BATCH_TEXTS)
         return [collate(tokens[start : start + BATCH_TEXTS], pad) for start in starts]
 
-    def facts(self, batches: list[Batch]) -> TextFacts:
+    def facts(self, batches: Sequence[Batch]) -> TextFacts:
         """Return what the record of a calibration on these batches says of them."""
         digest = hashlib.sha256()
         for batch in batches:

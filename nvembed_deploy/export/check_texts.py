@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from nvembed_deploy.text import Batch, Tokenizer, collate
 
 INSTRUCTION = "Given a question, retrieve passages that answer the question"
@@ -17,8 +19,9 @@ _PASSAGES = (
     "🦀🐍 emoji only 🎉",
     "",
 )
-_SHORT_TOKENS, _LONG_TOKENS = 96, 320
-"""Enough to cross instruction, padding and length, few enough for a 7B model on two cores."""
+_SHORT_TOKENS, _LONG_TOKENS, _OWN_TOKENS = 96, 320, 16
+"""Enough to cross instruction, padding and length, few enough for a 7B model on two cores; and the
+least of a query's own, for models whose template is a long one."""
 _LONG = " ".join(
     f"Section {i}: the quick brown fox jumps over lazy dog number {i * i % 97}, while a careful "
     "engineer writes down what was measured, on which machine, and what it means."
@@ -28,7 +31,9 @@ _LONG = " ".join(
 
 def check_batches(tokenizer: Tokenizer) -> list[Batch]:
     """Return the built-in texts as two batches: short ones of mixed lengths, and a long one."""
-    queries = tokenizer.tokenize(_QUERIES, instruction=INSTRUCTION, max_tokens=_SHORT_TOKENS)
+    (empty,) = tokenizer.tokenize([""], instruction=INSTRUCTION, max_tokens=sys.maxsize)
+    limit = max(_SHORT_TOKENS, len(empty.ids) + _OWN_TOKENS)
+    queries = tokenizer.tokenize(_QUERIES, instruction=INSTRUCTION, max_tokens=limit)
     passages = tokenizer.tokenize(_PASSAGES, max_tokens=_SHORT_TOKENS)
     long = tokenizer.tokenize([_LONG], max_tokens=_LONG_TOKENS)
     pad = tokenizer.spec.pad_id

@@ -26,7 +26,7 @@ class CpuLinearWriter(LinearWriter):
         if form.activations is Activations.FLOAT:
             return super()._rounded(x, name, sizes, form, move)
         b, is_row = self._b, form.activations is Activations.ROW
-        key, step = (str(x.name), form.code), b.constant(1 / form.code.greatest)
+        key, step = (str(x.name), form.activations), b.constant(1 / form.code.greatest)
         if key not in self._rows:
             self._rows[key] = self._row_codes(x, step) if is_row else self._tensor_codes(x, name)
         codes, factor = self._rows[key]

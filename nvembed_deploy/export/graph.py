@@ -243,9 +243,9 @@ class _Author:
         """Rotate blocks of features; down_proj's weight undoes it."""
         b, size = self.b, feature_block(self.spec, self.options.kernels)
         matrix = b.table(f"hadamard_{size}", hadamard(size).astype(DATA_TYPES[b.compute].numpy()))
-        blocks = b.op("Reshape", gated_BSF, b.constant([0, 0, -1, size]))
-        wide = b.constant([0, 0, self.spec.backbone.intermediate_size])
-        return b.op("Reshape", b.op("MatMul", blocks, matrix), wide)
+        width = self.spec.backbone.intermediate_size  # -1 cannot be told where there are no tokens
+        blocks = b.op("Reshape", gated_BSF, b.constant([0, 0, width // size, size]))
+        return b.op("Reshape", b.op("MatMul", blocks, matrix), b.constant([0, 0, width]))
 
     def rms_norm(self, hidden_BSD: ir.Value, name: str) -> ir.Value:
         """Return the normalised states, float32 like the states and the gain."""

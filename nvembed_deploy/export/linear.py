@@ -50,7 +50,7 @@ class LinearWriter:
     def __init__(self, builder: GraphBuilder, formats: Formats) -> None:
         """Write into `builder`, each linear in its format."""
         self._b, self._formats = builder, formats
-        self._rows: dict[tuple[str, Code], tuple[ir.Value, ir.Value]] = {}
+        self._rows: dict[tuple[str, Activations], tuple[ir.Value, ir.Value]] = {}
         self._tensors: dict[str, ir.Value] = {}
         self._moved: dict[tuple[str, str], ir.Value] = {}
 
@@ -98,7 +98,7 @@ class LinearWriter:
         self, x: ir.Value, name: str, sizes: tuple[int, int], form: LinearFormat
     ) -> ir.Value:
         """Quantise x / rowmax(|x|), multiply, and multiply the rows by rowmax(|x|) again."""
-        b, key = self._b, (str(x.name), form.code)
+        b, key = self._b, (str(x.name), form.activations)
         if key not in self._rows:  # q, k and v share an input, gate and up another
             self._rows[key] = self._quantized_rows(self._parts(x, name, sizes[0], form), form.code)
         rows, largest = self._rows[key]

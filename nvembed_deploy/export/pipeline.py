@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
@@ -29,12 +30,11 @@ from nvembed_deploy.checkpoint import write_tokenizer
 from nvembed_deploy.engine_record import Profile
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.export.block_cache import BlockCache, open_cache
-from nvembed_deploy.export.calibration_record import CalibrationRecord, TextFacts
+from nvembed_deploy.export.calibration_record import CalibrationRecord
 from nvembed_deploy.export.calibration_texts import Calibration
 from nvembed_deploy.export.check import CheckReport, Subject, check_graph
 from nvembed_deploy.export.engine import build_engine, probe
 from nvembed_deploy.export.engine_profiles import choose_profiles
-from nvembed_deploy.export.formats import Rounding
 from nvembed_deploy.export.graph import INPUTS, Block, author_graph
 from nvembed_deploy.export.hf_files import write_hf_files
 from nvembed_deploy.export.linear_weights import LinearWeights, open_linears
@@ -57,7 +57,7 @@ from nvembed_deploy.export.weight_file import (
     write_weights,
 )
 from nvembed_deploy.spec import MIN_TOKENS, ModelSpec, PoolerForm
-from nvembed_deploy.text import Tokenizer
+from nvembed_deploy.text import Batch, Tokenizer
 
 _LINEAR_NAMES = {
     "float": "fp32",
@@ -86,9 +86,10 @@ def run_export(
         with staged_artifact(out_dir, overwrite=overwrite) as stage:
             _write_text_files(export, stage)
             profiles = _profiles(export, stage)
-            export = _answered(export, stage, progress)
+            batches = _batches(export, stage)
+            export = _answered(export, batches, progress)
             cache = held.enter_context(open_cache(export))
-            file = _write_weights(export, stage, cache, progress)
+            file = _write_weights(export, stage, batches, cache, progress)
             manifest = _write_rest(export, file, stage, progress)
             if export.recipe.engine is not None:
                 with progress.step("engine", 100) as advance:
@@ -101,12 +102,19 @@ def run_export(
     return manifest
 
 
-def _answered(export: Export, stage: Path, progress: Progress) -> Export:
+def _batches(export: Export, stage: Path) -> list[Batch]:
+    """Return the texts that rounding or a measurement sees; none where neither is to be done."""
+    recipe = export.recipe
+    is_used = recipe.is_calibrated or open_questions(recipe)
+    return _texts(recipe).batches(_tokenizer(export, stage)) if is_used else []
+
+
+def _answered(export: Export, batches: Sequence[Batch], progress: Progress) -> Export:
     """Return the export with all that its recipe leaves to measurement."""
     blocks = export.checkpoint.spec.backbone.num_layers + 1
     for name, measure in open_questions(export.recipe):
         with progress.step(name, blocks) as advance:
-            export = _measured(export, stage, measure, partial(advance, 1))
+            export = _measured(export, batches, measure, partial(advance, 1))
     return export
 
 
@@ -147,9 +155,10 @@ def _check_prompts(spec: ModelSpec, tokenizer: Tokenizer) -> None:
             )
 
 
-def _measured(export: Export, stage: Path, measure: Measure, on_block: OnBlock) -> Export:
+def _measured(
+    export: Export, batches: Sequence[Batch], measure: Measure, on_block: OnBlock
+) -> Export:
     """Return the export with an open question of its recipe answered, and its graph written so."""
-    batches = _texts(export.recipe).batches(_tokenizer(export, stage))
     with _open_linears(export) as linears:
         recipe = measure(export.recipe, linears, batches, on_block)
     block = author_graph(export.checkpoint.spec, graph_options(recipe))
@@ -169,41 +178,43 @@ def _texts(recipe: ExportRecipe) -> Calibration:
 
 
 def _write_weights(
-    export: Export, stage: Path, cache: BlockCache | None, progress: Progress
+    export: Export,
+    stage: Path,
+    batches: Sequence[Batch],
+    cache: BlockCache | None,
+    progress: Progress,
 ) -> WeightFile:
     path, entries = stage / LAYOUT.weights, export.block.weights
     if cache is not None and cache.count:
         progress.note(f"going on from {cache.count} blocks in {cache.folder}")
     with _open_linears(export) as linears:
-        quantizer, facts = _quantizer(export, stage, linears, cache)
+        quantizer = _quantizer(export, batches, linears, cache)
         with progress.step("weights", export.num_bytes) as advance:
             file = write_weights(path, entries, linears, quantizer, on_bytes=advance)
-    if quantizer is not None and facts is not None:
+    if quantizer is not None and export.recipe.is_calibrated:
         source, ranges = source_of(export.checkpoint)["sha256"], dict(quantizer.ranges)
+        facts = _texts(export.recipe).facts(batches)
         record = CalibrationRecord(source, export.recipe.rotation, facts, ranges)
         record.write(stage / LAYOUT.calibration)
     return file
 
 
 def _quantizer(
-    export: Export, stage: Path, linears: LinearWeights, cache: BlockCache | None
-) -> tuple[Quantizer | None, TextFacts | None]:
-    """Return what rounds the linears, and what it is calibrated on, if it is."""
+    export: Export, batches: Sequence[Batch], linears: LinearWeights, cache: BlockCache | None
+) -> Quantizer | None:
+    """Return what rounds the linears, if anything does."""
     recipe = export.recipe
     if recipe.formats.linear is None:
-        return None, None
-    if recipe.rounding is Rounding.NEAREST:
+        return None
+    if not recipe.is_calibrated:
         from nvembed_deploy.export.nearest import NearestQuantizer
 
         ranges = export.calibration.ranges if export.calibration else {}
-        return NearestQuantizer(linears, recipe.formats, ranges), None
+        return NearestQuantizer(linears, recipe.formats, ranges)
     from nvembed_deploy.export.blocks import Blocks
     from nvembed_deploy.export.calibrate import CompensatingQuantizer
 
-    texts = _texts(recipe)
-    batches = texts.batches(_tokenizer(export, stage))
-    blocks = Blocks(linears, recipe.formats, batches, device_of(recipe))
-    return CompensatingQuantizer(blocks, cache), texts.facts(batches)
+    return CompensatingQuantizer(Blocks(linears, recipe.formats, batches, device_of(recipe)), cache)
 
 
 def _write_graph(block: Block, file: WeightFile, path: Path) -> None:

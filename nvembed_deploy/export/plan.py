@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nvembed_deploy.artifact import open_artifact
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint
 from nvembed_deploy.errors import ArtifactError, RecipeError
 from nvembed_deploy.export.builder import WeightEntry
 from nvembed_deploy.export.calibration_record import CalibrationRecord
 from nvembed_deploy.export.calibration_texts import read_texts
 from nvembed_deploy.export.engine_options import GraphFacts, check_engine
-from nvembed_deploy.export.formats import Formats, check_patterns
+from nvembed_deploy.export.formats import SCHEMES, Code, Formats, check_patterns
 from nvembed_deploy.export.graph import Block, GraphOptions, author_graph
 from nvembed_deploy.export.provenance import source_of
 from nvembed_deploy.export.recipe import ExportRecipe
+from nvembed_deploy.export.rotation import feature_block
 from nvembed_deploy.export.weight_file import INPUT_SCALE, LINEAR, OUTPUT_SCALE
 from nvembed_deploy.model.weights import Weights, open_weights
 from nvembed_deploy.spec import ModelSpec
@@ -75,7 +77,7 @@ def plan_export(checkpoint_path: Path, recipe: ExportRecipe) -> Export:
     """Open the checkpoint, check that it is complete, and author the graph.
 
     Raises:
-        ArtifactError: there are no such ranges.
+        ArtifactError: there are no such ranges, or their artifact is not as its manifest says.
         CheckpointError: the checkpoint cannot be used.
         HardwareError: the device, or what the engine asked for needs, is not there.
         RecipeError: the engine asked for cannot be built, a pattern means no linear, linears
@@ -158,11 +160,29 @@ def _check_patterns(recipe: ExportRecipe, block: Block) -> None:
 def _check_ranges(
     record: CalibrationRecord, checkpoint: Checkpoint, recipe: ExportRecipe, block: Block
 ) -> None:
+    there = str(open_artifact(Path(str(recipe.ranges))).manifest.recipe.get("precision"))
     static, outputs = (
         [e.name.removesuffix(tail) for e in block.weights if e.name.endswith(tail)]
         for tail in (INPUT_SCALE, OUTPUT_SCALE)
     )
     record.check(source_of(checkpoint)["sha256"], recipe.rotation, static, outputs)
+    if static and _unit_of(there, recipe, checkpoint.spec) != _unit_of(
+        recipe.label, recipe, checkpoint.spec
+    ):
+        raise RecipeError(
+            f"ranges cannot be used again: {there} has other codes than {recipe.label}, or "
+            "rotates features in other blocks",
+            f"remove ranges, so that the export is calibrated; or name an artifact of "
+            f"{recipe.label}",
+        )
+
+
+def _unit_of(label: str, recipe: ExportRecipe, spec: ModelSpec) -> tuple[Code, int] | None:
+    """Return what a precision's ranges are of: codes, of so many features rotated together."""
+    scheme = SCHEMES.get(label)
+    if scheme is None:
+        return None
+    return scheme.linear.code, feature_block(spec, scheme.kernels) if recipe.rotates else 0
 
 
 def _read_texts(recipe: ExportRecipe) -> None:

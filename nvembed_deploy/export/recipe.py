@@ -197,7 +197,7 @@ def load_recipe(path: Path | None, overrides: dict[str, Any] | None = None) -> E
 
 
 def _value(key: str, value: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - TOML data
-    if key == "precision" and value in SCHEMES:
+    if key == "precision" and value in list(SCHEMES):  # a list from TOML cannot be hashed
         return value, None
     if key in _ENUMS:
         names = list(PRECISIONS) if key == "precision" else [m.value for m in _ENUMS[key]]

@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nvembed_deploy.errors import ArtifactError
+from nvembed_deploy.export.block_cache import load_states, save_states
 from nvembed_deploy.export.blocks import Blocks, States, linears_of
 from nvembed_deploy.export.calibration_texts import few_of
 from nvembed_deploy.export.formats import Activations, Formats, LinearFormat
@@ -70,10 +72,18 @@ def measure_harm(
     directions to be rounded twice, are not found yet and are left out. In memory are one block and
     its rounded weights; the states of the texts used, before every block, are in a temporary folder
     (1.4 GB for NV-Embed).
+
+    Raises:
+        ArtifactError: its disk is full.
     """
     few = few_of(batches)
     with TemporaryDirectory() as folder:
-        paths = _save_inputs(Blocks(linears, Formats(), few, device), Path(folder))
+        try:
+            paths = _save_inputs(Blocks(linears, Formats(), few, device), Path(folder))
+        except ArtifactError as error:
+            raise ArtifactError(
+                error.problem, "free space there, or set TMPDIR to a folder on another disk"
+            ) from error
         return _measure_blocks(Blocks(linears, formats, few, device), paths, on_block)
 
 
@@ -82,8 +92,8 @@ def _save_inputs(blocks: Blocks, folder: Path) -> list[Path]:
     """Save the states that the float model has before each layer, and after the last."""
     paths, states = [], blocks.embed()
     for index in range(blocks.spec.backbone.num_layers + 1):
-        paths.append(folder / f"{index}.pt")
-        torch.save([hidden.cpu() for hidden in states], paths[-1])
+        paths.append(folder / f"{index}.safetensors")
+        save_states(paths[-1], [hidden.cpu().numpy() for hidden in states])
         if index < blocks.spec.backbone.num_layers:
             states = list(blocks.through(blocks.layer(index), states))
     return paths
@@ -103,9 +113,9 @@ def _measure_blocks(blocks: Blocks, paths: list[Path], on_block: Callable[[], No
 
 
 def _take_leaves(path: Path, device: torch.device) -> States:
-    states: States = torch.load(path)
+    states = [torch.from_numpy(hidden).to(device) for hidden in load_states(path)]
     path.unlink()
-    return [hidden.to(device).requires_grad_() for hidden in states]
+    return [hidden.requires_grad_() for hidden in states]
 
 
 def _along_random(blocks: Blocks, states: States, pooler: nn.Module) -> Iterator[torch.Tensor]:

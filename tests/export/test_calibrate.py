@@ -178,6 +178,20 @@ def test_padding_does_not_change_the_codes(tiny_weights: Weights, texts: list[Ba
     assert (rounded[0] != rounded[1]).mean() < 0.02  # ties fall by float32 rounding
 
 
+@pytest.mark.parametrize("name", ["fp8", "int8"])
+def test_tokens_whose_embedding_is_zero_are_calibrated_on_like_others(
+    tiny_weights: Weights, texts: list[Batch], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As that of a padding token often is, which may be BOS or EOS too: it is in every text."""
+    embed, linear = Weights.embed, replace(SCHEMES[name].linear, rank=16 * (name == "fp8"))
+    monkeypatch.setattr(Weights, "embed", lambda w, ids: embed(w, ids) * (ids != 2)[..., None])
+    with open_linears(tiny_weights, is_folded=True) as linears:
+        quantizer = CompensatingQuantizer(Blocks(linears, Formats(linear), texts))
+        for part in ("self_attn.o_proj", "mlp.down_proj"):
+            rounded_OI = quantizer(f"backbone.layers.0.{part}").dequantize()
+            assert 0 < np.square(rounded_OI).mean() < 1
+
+
 def test_static_ranges_are_in_the_graph_and_work(
     tmp_path: Path, tiny_weights: Weights, texts: list[Batch], held
 ) -> None:

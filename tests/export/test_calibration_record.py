@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from nvembed_deploy.errors import ArtifactError, RecipeError
 from nvembed_deploy.export.__main__ import main
 from nvembed_deploy.export.calibration_record import CalibrationRecord
 from nvembed_deploy.export.graph_linear import first_of
+from nvembed_deploy.export.pipeline import run_export
+from nvembed_deploy.export.plan import plan_export
+from nvembed_deploy.export.recipe import load_recipe
 from nvembed_deploy.tensorfile import open_tensors
 from tests import factories
 
@@ -93,6 +97,19 @@ def test_ranges_of_another_model_are_refused(
         replace(record, **change).check(record.checkpoint, record.rotation, static)
 
 
+def test_ranges_of_other_codes_or_of_features_rotated_otherwise_are_refused(tmp_path: Path) -> None:
+    """int8-cpu rotates 32 features together, int8 128; fp8 has 448 steps where int8 has 127."""
+    checkpoint = factories.write_released(tmp_path / "checkpoint", factories.FUSABLE)
+    values = {"activations": "static", "rotate": True}
+    recipe = load_recipe(None, {"precision": "int8", "calibration_texts": 4} | values)
+    run_export(plan_export(checkpoint, recipe), tmp_path / "int8")
+    again = values | {"ranges": str(tmp_path / "int8")}
+    plan_export(checkpoint, load_recipe(None, {"precision": "int8"} | again))
+    for precision in ("int8-cpu", "fp8"):
+        with pytest.raises(RecipeError, match=f"int8 has other codes than {precision}"):
+            plan_export(checkpoint, load_recipe(None, {"precision": precision} | again))
+
+
 def test_ranges_from_before_a_file_was_named_are_used_again(calibrated: Path) -> None:
     record = CalibrationRecord.read(calibrated)
     now = {**record.checkpoint, "base/config.json": "1"}
@@ -103,6 +120,18 @@ def test_ranges_from_before_a_file_was_named_are_used_again(calibrated: Path) ->
         replace(record, checkpoint=old).check({**now, "config.json": "0"}, record.rotation, [])
     with pytest.raises(RecipeError, match=r"another checkpoint's: tokenizer\.json differs"):
         record.check({**now, "tokenizer.json": "0"}, record.rotation, [])
+
+
+def test_ranges_that_are_not_those_of_the_manifest_are_refused(
+    tiny_checkpoint: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    artifact = Path(shutil.copytree(calibrated, tmp_path / "copy"))
+    recipe = load_recipe(None, {"precision": "int8", "ranges": str(artifact)})
+    plan_export(tiny_checkpoint, recipe)
+    path = artifact / LAYOUT.calibration
+    path.write_text(path.read_text().replace('"scale": 0.0', '"scale": 0.1', 1))
+    with pytest.raises(ArtifactError, match=r"calibration\.json was changed"):
+        plan_export(tiny_checkpoint, recipe)
 
 
 def test_an_artifact_that_was_not_calibrated_is_refused(

@@ -40,6 +40,15 @@ def test_the_built_in_texts_cover_instruction_padding_and_length(subject: Subjec
     assert long.input_ids_BS.shape[1] > 3 * 64
 
 
+def test_a_long_template_leaves_room_for_the_built_in_queries(tmp_path: Path) -> None:
+    """As one with worked examples in it has: 300 tokens before the text."""
+    template = "An example of a question and its answer. " * 8 + "Instruct: {instruction}\nQuery: "
+    spec = replace(factories.TINY.text, instruction_template=template)
+    path = factories.write_tokenizer(tmp_path / "tokenizer.json")
+    short, _ = check_batches(Tokenizer.load(path, spec))
+    assert short.pool_mask_BS[:3].sum(1).min() >= 16
+
+
 def test_a_right_graph_passes_whole(tiny_weights: Weights, subject: Subject) -> None:
     report = check_graph(tiny_weights, subject)
     assert report.passed

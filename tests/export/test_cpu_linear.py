@@ -19,7 +19,7 @@ from nvembed_deploy.spec import Precision
 from nvembed_deploy.text import Batch
 from tests import factories
 from tests.export.test_calibrate import all_texts, held, texts, write
-from tests.export.test_graph import run, save
+from tests.export.test_graph import batch, run, save
 from tests.export.written import weight_file
 
 __all__ = ["all_texts", "held", "texts"]
@@ -54,15 +54,32 @@ def test_values_are_those_of_the_standard_graph(tmp_path: Path, tiny_weights: We
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("per_token", ["*.down_proj", "*.q_proj", "*.k_proj"])
 def test_calibrated_static_ranges_stay_near_the_float_graph(
-    tmp_path: Path, tiny_weights: Weights, texts: list[Batch], held: list[dict[str, np.ndarray]]
+    tmp_path: Path,
+    tiny_weights: Weights,
+    texts: list[Batch],
+    held: list[dict[str, np.ndarray]],
+    per_token: str,
 ) -> None:
+    """Also where one of the linears that read an input has a range per token, and others none."""
     (tmp_path / "float").mkdir()
     plain = save(tiny_weights, GraphOptions(), tmp_path / "float")
-    path = write(tiny_weights, OPTIONS, tmp_path / "cpu", texts)
+    options = replace(OPTIONS, formats=replace(OPTIONS.formats, per_token=(per_token,)))
+    path = write(tiny_weights, options, tmp_path / "cpu", texts)
     onnx.checker.check_model(str(path), full_check=True)
     cosines = [(run(path, x, is_for_cpu=True) * run(plain, x)).sum(1) for x in held]
     assert np.concatenate(cosines).min() >= 0.998
+
+
+def test_a_batch_of_which_nothing_is_pooled_gives_zeros(
+    tmp_path: Path, tiny_weights: Weights
+) -> None:
+    """The last layer's linears then have no row at all."""
+    path = save(tiny_weights, replace(OPTIONS, formats=BY_ROW), tmp_path)
+    inputs = batch((5, 9))
+    inputs["pool_mask"][:] = 0
+    np.testing.assert_array_equal(run(path, inputs, is_for_cpu=True), 0)
 
 
 def test_each_product_has_an_unsigned_left_side(tmp_path: Path, tiny_weights: Weights) -> None:

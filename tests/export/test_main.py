@@ -284,6 +284,15 @@ def test_a_full_disk_is_said_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_made_is_refused_before_texts_are_seen(
+    export: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = export("--precision", "int8", "--cache", tmp_path / "file" / "cache")
+    assert done.code == 2
+    assert f"cannot be made: {tmp_path / 'file'} is no folder" in done.err
+
+
 @pytest.mark.parametrize(("place", "fits"), [("cache", False), ("elsewhere", True)])
 def test_a_cache_on_the_same_disk_needs_space_too(
     export: Callable[..., SimpleNamespace],

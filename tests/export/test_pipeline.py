@@ -85,6 +85,15 @@ def test_rounding_adds_no_parameters(tmp_path: Path, tiny_checkpoint: Path) -> N
     assert sizes[0] < sizes[1]
 
 
+def test_texts_are_read_once_and_warned_of_once(
+    tmp_path: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever sees them: a share to keep, ranges, rounding."""
+    values = {"precision": "int8", "keep_share": 0.1, "calibration_texts": 2}
+    run_export(plan_export(tiny_checkpoint, load_recipe(None, values)), tmp_path / "int8")
+    assert caplog.text.count("rounding fitted to so few") == 1
+
+
 def test_a_damaged_tensor_stops_the_export_and_nothing_is_left(tmp_path: Path) -> None:
     checkpoint = factories.write_released(tmp_path / "checkpoint", num_shards=1)
     shard = checkpoint / "model-00001-of-00001.safetensors"

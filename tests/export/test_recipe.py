@@ -50,6 +50,7 @@ FAULTS = {
     "a table": ("[export]\nprecision = 'fp16'", ["unknown key 'export'"]),
     "unknown precision": ("precision = 'fp17'", ["precision is 'fp17'", "'fp16'"]),
     "precision of a wrong kind": ("precision = 16", ["precision is 16"]),
+    "several precisions": ("precision = ['int8']", ["precision is ['int8']", "one of"]),
     "opset": ("opset = 19", ["opset is 19", "[20, 23]"]),
     "opset as a text": ("opset = '23'", ["opset is '23'"]),
     "opset as a fraction": ("opset = 23.0", ["opset is 23.0"]),

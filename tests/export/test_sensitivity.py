@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.export.blocks import Blocks, linears_of
 from nvembed_deploy.export.calibration_texts import few_of
 from nvembed_deploy.export.formats import SCHEMES, Formats
@@ -21,6 +22,7 @@ from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.text import Batch
 from tests import factories
 from tests.export.test_calibrate import all_texts
+from tests.full_disk import files_up_to
 
 __all__ = ["all_texts"]
 LAYERS = factories.TINY.backbone.num_layers
@@ -114,6 +116,14 @@ def only(block: nn.Module, names: tuple[str, ...]) -> nn.Module:
         elif linear.form is not None:
             linear.take(round_nearest(linear.weight_OI, linear.form))
     return block
+
+
+def test_a_full_disk_under_the_temporary_folder_is_named(
+    tiny_weights: Weights, all_texts: list[Batch]
+) -> None:
+    with files_up_to(20_000), pytest.raises(ArtifactError, match="cannot write") as full:
+        harms_of(tiny_weights, Formats(SCHEMES["fp8"].linear), all_texts)
+    assert "TMPDIR" in full.value.fix
 
 
 def test_the_share_is_never_exceeded_and_is_spent_where_it_pays_most() -> None:
