@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from typing import Any
 
 from nvembed_deploy.train.data.prompts import SIDES, Shape
 from nvembed_deploy.train.data.rows import Row
+from nvembed_deploy.train.data.words import words
 from nvembed_deploy.train.example import fault_of, is_unicode
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
@@ -22,8 +22,7 @@ _PLACEHOLDER = re.compile(
 
 def normal(text: str) -> str:
     """Return what two texts share if they differ in case, spaces and punctuation only."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded))
+    return " ".join(words(text))
 
 
 def read_tasks(reply: str) -> list[str] | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,40 @@ def test_a_near_copy_is_found_in_scripts_without_spaces(
 
 @pytest.mark.parametrize("held_out", ["我今天非常高兴", "今日は天気がいい", "오늘 날씨가 좋네요"])
 def test_a_long_text_has_all_the_characters_and_is_no_copy(held_out: str) -> None:
-    other = "".join(f"{letter}的は을" for letter in reversed(held_out)) * 20
+    other = "".join(f"{letter}的は을{i % 7}" for i, letter in enumerate(held_out * 20))
     assert near_duplicates([*OTHERS, other], [held_out]) == {}
+
+
+def test_a_long_text_has_all_words_of_a_short_one_and_is_no_copy() -> None:
+    page = " ".join(f"the ability to {verb} is to speak" for verb in raw.ANIMALS + raw.PLANTS)
+    held_out = "the ability to speak"
+    copies = [held_out.upper() + "!", held_out + " loudly", "speak: " + held_out]
+    assert near_duplicates([*OTHERS, *copies, page], [held_out]).keys() == set(copies)
+
+
+HINDI = (
+    "मुझे यह किताब बहुत पसंद आई",
+    "कल शाम को बाज़ार में भीड़ थी",
+    "बच्चे नदी के किनारे खेल रहे हैं",
+    "सरकार ने नई नीति की घोषणा की",
+    "डॉक्टर ने उसे आराम करने को कहा",
+)
+
+
+def test_a_language_whose_vowels_are_marks_has_words() -> None:
+    held_out, *others = HINDI
+    page = " ".join(others * 5)
+    assert near_duplicates([*others, page, held_out + "।"], [held_out]) == dict.fromkeys(
+        [held_out + "।"], held_out
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["Έφυγα νωρίς από το σπίτι", "오늘 날씨가 정말 좋네요", "été à la plage"]
+)
+def test_the_way_unicode_is_written_hides_no_copy(text: str) -> None:
+    copy = unicodedata.normalize("NFD", text)
+    assert near_duplicates([*OTHERS, copy], [text]) == {copy: text}
 
 
 @pytest.mark.parametrize(
