@@ -61,24 +61,24 @@ class Relevance:
             self._alike[labels] = np.array(sorted(numbers), np.int64)
         return self._alike[labels]
 
-    def is_relevant(self, query: str, text: str) -> bool:
-        """Return whether a text is the query, a positive of it, or shares a label with it."""
-        if text == query or text in self._positives[query]:
-            return True
-        own = self.labels(query)
-        return bool(own) and not own.isdisjoint(self.labels(text))
+    def relevant(self, query: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the passages that are relevant to a query, in order.
+
+        First those that share a label with it, then others: its positives and the query itself.
+        """
+        labels, named = self.labels(query), {query} | self._positives[query]
+        others = [
+            self._passages[text]
+            for text in named & self._passages.keys()
+            if labels.isdisjoint(self.labels(text))
+        ]
+        return self.alike(labels), np.array(sorted(others), np.int64)
 
     def is_other(self, query: str, text: str) -> bool:
         """Return whether the labels say that it is a negative: then no score says otherwise."""
         own = self.labels(query)
         its = self.labels(text) if own else _UNKNOWN
         return bool(its) and own.isdisjoint(its)
-
-    def count_relevant(self, query: str) -> int:
-        """Return how many passages are relevant to a query."""
-        labels = self.labels(query)
-        others = [text for text in {query} | self._positives[query] if text in self._passages]
-        return len(self.alike(labels)) + sum(labels.isdisjoint(self.labels(t)) for t in others)
 
 
 def _labelled(row: Row) -> list[tuple[str, str]]:

@@ -30,18 +30,20 @@ def test_a_text_has_the_labels_of_all_its_rows() -> None:
 
 
 def test_a_text_that_shares_any_label_is_relevant_and_no_other() -> None:
-    assert [text for text in "abcdefgh" if KNOWN.is_relevant("a", text)] == ["a", "b", "e"]
+    assert [numbers.tolist() for numbers in KNOWN.relevant("a")] == [
+        [PASSAGES["b"], PASSAGES["e"]],
+        [],
+    ]
     assert [text for text in "abcdefgh" if KNOWN.is_other("a", text)] == ["c", "d"]
-    assert [text for text in "abcdefgh" if KNOWN.is_relevant("f", text)] == ["e", "f"]
+    assert [numbers.tolist() for numbers in KNOWN.relevant("f")] == [[], [PASSAGES["e"]]]
     assert [text for text in "abcdefgh" if KNOWN.is_other("f", text)] == []
 
 
 def test_passages_are_known_by_their_labels() -> None:
     assert KNOWN.alike(Labels("13")).tolist() == [PASSAGES["b"], PASSAGES["e"]]
     assert KNOWN.alike(Labels()).tolist() == []
-    assert (KNOWN.count_relevant("a"), KNOWN.count_relevant("f")) == (2, 1)
 
 
-def test_the_query_counts_where_it_is_a_passage() -> None:
-    known = Relevance([], {"a": 0, "b": 1, "c": 2}, {"a": {"b"}})
-    assert known.count_relevant("a") == 2
+def test_the_query_is_relevant_where_it_is_a_passage() -> None:
+    known = Relevance([], {"c": 0, "b": 1, "a": 2}, {"a": {"b"}})
+    assert [numbers.tolist() for numbers in known.relevant("a")] == [[], [1, 2]]
