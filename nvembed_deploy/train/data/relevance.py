@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.train.data.rows import Row, labelled_negatives
+from nvembed_deploy.train.data.rows import Row, label_of, labelled_negatives
 
 Labels = frozenset[str]
 _UNKNOWN = Labels()
@@ -83,6 +83,6 @@ class Relevance:
 
 def _labelled(row: Row) -> list[tuple[str, str]]:
     """Return the texts of an example that have a label, with it."""
-    own = [row["query"], row["positive"]] if row.get("label") is not None else []
-    given = [(text, label) for text, label in labelled_negatives(row) if label is not None]
-    return [*((text, str(row["label"])) for text in own), *given]
+    label = label_of(row.get("label"))
+    pairs = [(row["query"], label), (row["positive"], label), *labelled_negatives(row)]
+    return [(text, label) for text, label in pairs if label is not None]

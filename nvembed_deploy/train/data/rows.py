@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import IO, Any, cast
 from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.lock import hold
-from nvembed_deploy.train.example import fault_of
+from nvembed_deploy.train.example import fault_of, is_unicode
 from nvembed_deploy.train.jsonlines import read_lines
 
 Row = dict[str, Any]
@@ -117,12 +118,30 @@ def pair_fault(row: Row) -> str | None:
     return fault
 
 
+def text_fault(key: str, text: object) -> str | None:
+    """Say why a value is no text to train on."""
+    if not isinstance(text, str):
+        return f"{key} is {text!r:.60}, expected a text"
+    if not text.strip():
+        return f"{key} is empty"
+    return None if is_unicode(text) else f"{key} is no valid Unicode"
+
+
+def label_of(value: object) -> str | None:
+    """Return a label as a text, 2.0 as 2; None where there is none, or NaN in its place."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    return None if value is None else str(value)
+
+
 def labelled_negatives(row: Row) -> list[tuple[str, str | None]]:
     """Return the negatives of an example that hold a text, each with its label if that is known."""
     negatives = row.get("negatives") or []
     labels = row.get("negative_labels") or [None] * len(negatives)
     pairs = zip(negatives, labels, strict=True)
-    return [(text, None if label is None else str(label)) for text, label in pairs if text.strip()]
+    return [(text, label_of(label)) for text, label in pairs if text.strip()]
 
 
 def with_negatives(row: Row, negatives: Iterable[tuple[str, str | None]]) -> Row:

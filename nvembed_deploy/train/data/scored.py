@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nvembed_deploy.train.data.bm25 import Bm25
 from nvembed_deploy.train.data.plan import SourcePlan
-from nvembed_deploy.train.data.rows import Faults, Placed
+from nvembed_deploy.train.data.rows import Faults, Placed, text_fault
 
 _SCALE = 5.0
 
@@ -33,7 +33,7 @@ def read_scored(rows: Iterable[Placed], plan: SourcePlan, faults: Faults) -> Ite
     keys = [plan.column(key) for key in ("sentence1", "sentence2", "score")]
     for place, row in rows:
         first, second, score = (row.get(key) for key in keys)
-        fault = _text_fault(keys[0], first) or _text_fault(keys[1], second)
+        fault = text_fault(keys[0], first) or text_fault(keys[1], second)
         if fault is None and not _is_score(score, plan.top_score):
             fault = f"{keys[2]} is {score!r:.60}, expected 0 to {plan.top_score:g}"
         if fault is not None:
@@ -42,12 +42,6 @@ def read_scored(rows: Iterable[Placed], plan: SourcePlan, faults: Faults) -> Ite
         assert isinstance(first, str)
         assert isinstance(second, str)
         yield Scored(place, first, second, float(score or 0) * _SCALE / plan.top_score)
-
-
-def _text_fault(key: str, text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"{key} is {text!r:.60}, expected a text"
-    return None if text.strip() else f"{key} is empty"
 
 
 def _is_score(score: object, top: float) -> bool:

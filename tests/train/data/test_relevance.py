@@ -6,9 +6,15 @@ from nvembed_deploy.train.data.relevance import Labels, Relevance
 from nvembed_deploy.train.data.rows import Row
 
 ROWS: list[Row] = [
-    {"query": "a", "positive": "b", "label": 1, "negatives": ["c", "d"], "negative_labels": [2, 0]},
+    {
+        "query": "a",
+        "positive": "b",
+        "label": 1.0,
+        "negatives": ["c", "d"],
+        "negative_labels": [2, 0],
+    },
     {"query": "a", "positive": "e", "label": "3"},
-    {"query": "f", "positive": "e", "negatives": ["g", " "], "negative_labels": [None, 7]},
+    {"query": "f", "positive": "e", "negatives": ["g", " "], "negative_labels": [float("nan"), 7]},
 ]
 PASSAGES = {text: number for number, text in enumerate("bcdegh")}
 KNOWN = Relevance(ROWS, PASSAGES, {"a": {"b", "e"}, "f": {"e"}})

@@ -47,6 +47,7 @@ def test_another_scale_is_brought_to_five() -> None:
 FAULTS = {
     "no text": ({"sentence1": None}, "sentence1 is None, expected a text"),
     "empty": ({"sentence2": " "}, "sentence2 is empty"),
+    "half a pair": ({"sentence2": "a\ud800"}, "sentence2 is no valid Unicode"),
     "no score": ({"score": "high"}, "score is 'high', expected 0 to 5"),
     "too high": ({"score": 87}, "score is 87, expected 0 to 5"),
     "not a number": ({"score": float("nan")}, "score is nan, expected 0 to 5"),
