@@ -8,7 +8,7 @@ from typing import Any
 
 from nvembed_deploy.train.data.prompts import SIDES, Shape
 from nvembed_deploy.train.data.rows import Row
-from nvembed_deploy.train.data.words import words
+from nvembed_deploy.train.data.words import normal
 from nvembed_deploy.train.example import fault_of, is_unicode
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
@@ -18,11 +18,6 @@ _LABEL_WORDS = 20
 _PLACEHOLDER = re.compile(
     r"\[(?:insert|your|name|text)\b|<(?:query|positive|document)>|lorem ipsum", re.I
 )
-
-
-def normal(text: str) -> str:
-    """Return what two texts share if they differ in case, spaces and punctuation only."""
-    return " ".join(words(text))
 
 
 def read_tasks(reply: str) -> list[str] | str:

@@ -31,6 +31,11 @@ def words(text: str) -> list[str]:
     return found
 
 
+def normal(text: str) -> str:
+    """Return what two texts share if they differ in case, spaces and punctuation only."""
+    return " ".join(words(text))
+
+
 @cache
 def _pattern() -> re.Pattern[str]:
     r"""Return what a word is: letters and digits, with the marks on them, which `\w` has not.

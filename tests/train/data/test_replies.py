@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nvembed_deploy.train.data.prompts import Shape
-from nvembed_deploy.train.data.replies import normal, read_example, read_tasks
+from nvembed_deploy.train.data.replies import read_example, read_tasks
 
 TASK = "Given a name, find the story"
 LONG = "once upon a time there was a name that nobody knew"
@@ -80,8 +80,3 @@ def test_tasks_are_instructions_of_a_fitting_length() -> None:
     assert read_tasks(half) == ["Given a name, find it"]
     assert read_tasks('["no"]') == "no task in the array"
     assert read_tasks("none") == "no JSON array"
-
-
-def test_case_spaces_and_punctuation_make_no_difference() -> None:
-    assert normal("Don't  STOP — ﬁnd it!") == normal("don t stop find it")
-    assert normal("one") != normal("two")

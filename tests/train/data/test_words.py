@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from nvembed_deploy.train.data.words import words
+from nvembed_deploy.train.data.words import normal, words
 
 TEXTS = {
     "Don't stop, naïve 7": ["don", "t", "stop", "naïve", "7"],
@@ -31,3 +31,8 @@ TEXTS = {
 def test_words_are_the_same_in_each_unicode_form(text: str, expected: list[str], form: str) -> None:
     written = unicodedata.normalize(form, text)  # type: ignore[arg-type]
     assert words(written) == [unicodedata.normalize("NFKC", word) for word in expected]
+
+
+def test_case_spaces_and_punctuation_make_no_difference() -> None:
+    assert normal("Don't  STOP — ﬁnd it!") == normal("don t stop find it")
+    assert normal("one") != normal("two")
