@@ -100,9 +100,9 @@ def mine(args: argparse.Namespace) -> None:
     """Run the command."""
     from nvembed_deploy.train.data.corpus import read_corpus
     from nvembed_deploy.train.data.mining import Miner
-    from nvembed_deploy.train.data.rows import Faults, read_pairs
+    from nvembed_deploy.train.data.rows import Faults, check_out, read_pairs
 
-    cli.check_out("--out", args.out)
+    check_out(args.out)
     faults = Faults(stop=not args.skip_bad)
     choice = _choice(args)
     rows = [row for _, row in read_pairs(args.pairs, faults)]

@@ -61,10 +61,10 @@ def synthesize(args: argparse.Namespace) -> None:
     """Run the command."""
     from nvembed_deploy.runtimes.progress import progress_bar
     from nvembed_deploy.train.data.endpoint import Endpoint
-    from nvembed_deploy.train.data.rows import write_rows
+    from nvembed_deploy.train.data.rows import check_out, write_rows
     from nvembed_deploy.train.data.synthesis import Order, Synthesis, open_log
 
-    cli.check_out("--out", args.out)
+    check_out(args.out)
     endpoint = Endpoint(
         args.endpoint,
         args.model,

@@ -43,8 +43,9 @@ def evaluation_texts(
         InputError: nothing is there, a line is broken, or no row holds a text.
     """
     texts: dict[str, None] = {}
+    faults = Faults(stop=True, fix="correct it: what is not read cannot be kept out of training")
     for file in data_files(path, without=without):
-        for _, row in read_rows(file, Faults(stop=True)):
+        for _, row in read_rows(file, faults):
             if all(row.get(key, value) == value for key, value in (where or {}).items()):
                 texts.update((text, None) for key in _TEXT_KEYS for text in _texts(row.get(key)))
     if not texts:

@@ -23,14 +23,16 @@ from nvembed_deploy.train.jsonlines import read_lines
 Row = dict[str, Any]
 Placed = tuple[str, Row]
 """A row and where it came from."""
+_SKIP = "correct it, or add --skip-bad to count and leave out"
+_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 class Faults:
     """What is wrong with some input: each reason, how often, and where first."""
 
-    def __init__(self, *, stop: bool) -> None:
-        """Begin with none; with `stop` the first one ends the work."""
-        self._stop = stop
+    def __init__(self, *, stop: bool, fix: str = _SKIP) -> None:
+        """Begin with none; with `stop` the first one ends the work, and `fix` says what to do."""
+        self._stop, self._fix = stop, fix
         self._first: dict[str, str] = {}
         self.counts: dict[str, int] = {}
 
@@ -41,9 +43,7 @@ class Faults:
             InputError: the first fault ends the work.
         """
         if self._stop:
-            raise InputError(
-                f"{place}: {reason}", "correct it, or add --skip-bad to count and leave out"
-            )
+            raise InputError(f"{place}: {reason}", self._fix)
         self._first.setdefault(reason, place)
         self.counts[reason] = self.counts.get(reason, 0) + 1
 
@@ -79,7 +79,7 @@ def data_files(path: Path, *, without: Path | None = None) -> list[Path]:
 
 def _is_data(file: Path, folder: Path) -> bool:
     is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.name.endswith((".jsonl", ".jsonl.gz")) and not is_hidden and file.is_file()
+    return file.name.endswith(_SUFFIXES) and not is_hidden and file.is_file()
 
 
 def read_rows(path: Path, faults: Faults) -> Iterator[Placed]:
@@ -153,13 +153,26 @@ def with_negatives(row: Row, negatives: Iterable[tuple[str, str | None]]) -> Row
     return {**others, "negatives": [text for text, _ in pairs], **known}
 
 
+def check_out(path: Path) -> None:
+    """Refuse, before anything is computed, a file that could not be written, or not be read then.
+
+    Raises:
+        InputError: it is a folder, its folder does not exist, or its name says another format.
+    """
+    cli.check_out("--out", path)
+    if not path.name.endswith(_SUFFIXES):
+        raise InputError(
+            f"--out {path} is named as another format", f"end it with {' or '.join(_SUFFIXES)}"
+        )
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write rows as JSONL and return how many; the file appears when all are written.
 
     Raises:
-        InputError: the path is a folder, its folder does not exist, or another run writes it.
+        InputError: see `check_out`; or another run writes it.
     """
-    cli.check_out("--out", path)
+    check_out(path)
     count = 0
     # One name for all runs: what a killed run left is written over.
     partial = path.with_name(f".{path.name}.partial")

@@ -132,5 +132,6 @@ def test_an_evaluation_that_holds_nothing_is_no_evaluation(
 ) -> None:
     raw.write(tmp_path / "empty.jsonl", [{"id": 1}])
     raw.write(tmp_path / "bad.jsonl", ["{"])
-    with pytest.raises(InputError, match=problem):
+    with pytest.raises(InputError, match=problem) as caught:
         evaluation_texts(tmp_path / name)
+    assert "--skip-bad" not in caught.value.fix  # an evaluation is read whole
