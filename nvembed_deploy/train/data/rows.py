@@ -24,6 +24,7 @@ Row = dict[str, Any]
 Placed = tuple[str, Row]
 """A row and where it came from."""
 _SKIP = "correct it, or add --skip-bad to count and leave out"
+_SHOWN = 10
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
@@ -48,9 +49,15 @@ class Faults:
         self.counts[reason] = self.counts.get(reason, 0) + 1
 
     def lines(self) -> list[str]:
-        """Return a line for each reason, the most frequent first."""
+        """Return a line for each reason, the most frequent first; many are one line at the end."""
         ranked = sorted(self.counts.items(), key=lambda item: -item[1])
-        return [f"{n:>7,} x {reason} (first: {self._first[reason]})" for reason, n in ranked]
+        rest = ranked[_SHOWN:]
+        lines = [
+            f"{n:>7,} x {reason} (first: {self._first[reason]})" for reason, n in ranked[:_SHOWN]
+        ]
+        if rest:
+            lines.append(f"{sum(n for _, n in rest):>7,} x for {len(rest):,} other reasons")
+        return lines
 
 
 def data_files(path: Path, *, without: Path | None = None) -> list[Path]:
