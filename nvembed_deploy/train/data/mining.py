@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,9 +139,8 @@ class Miner:
         }
 
     def _choose(self, group: EmbeddedGroup, query: str, near: Near, positive: float) -> _Chosen:
-        ceiling, is_other = self._choice.ceiling(positive), group.known.is_other
-        texts = (group.passages[i] for i in near.numbers_K)
-        ceiling_K = np.array([inf if is_other(query, text) else ceiling for text in texts], float)
+        are_others_K = group.known.are_others(query, near.numbers_K)
+        ceiling_K = np.where(are_others_K, np.inf, self._choice.ceiling(positive))
         places, rejected = choose(near.scores_K, ceiling_K, self._choice.count)
         return _Chosen(places, rejected, not (near.scores_K > positive).any())
 

@@ -28,7 +28,7 @@ class Relevance:
 
         Args:
             rows: the examples of the group.
-            passages: its passages and their numbers.
+            passages: its passages and their numbers, from 0 on.
             positives: those of each query.
         """
         self._positives = positives
@@ -43,6 +43,7 @@ class Relevance:
             for label in self.labels(text):
                 by_label[label].add(number)
         self._by_label = by_label
+        self._is_labelled_M = np.array([bool(self.labels(text)) for text in passages], bool)
         self._alike: dict[Labels, NDArray[np.int64]] = {}
 
     def labels(self, text: str) -> Labels:
@@ -74,11 +75,12 @@ class Relevance:
         ]
         return self.alike(labels), np.array(sorted(others), np.int64)
 
-    def is_other(self, query: str, text: str) -> bool:
-        """Return whether the labels say that it is a negative: then no score says otherwise."""
-        own = self.labels(query)
-        its = self.labels(text) if own else _UNKNOWN
-        return bool(its) and own.isdisjoint(its)
+    def are_others(self, query: str, numbers_K: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of some passages are negatives by their labels: no score says otherwise.
+
+        None of them may be relevant: what has labels then has others than the query.
+        """
+        return self._is_labelled_M[numbers_K] & bool(self.labels(query))
 
 
 def _labelled(row: Row) -> list[tuple[str, str]]:
