@@ -8,7 +8,7 @@ from typing import Any
 
 from nvembed_deploy.train.data.prompts import SIDES, Shape
 from nvembed_deploy.train.data.rows import Row
-from nvembed_deploy.train.data.words import normal
+from nvembed_deploy.train.data.words import normal, words
 from nvembed_deploy.train.example import fault_of, is_unicode
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
@@ -65,10 +65,12 @@ def _mistake(row: Row, shape: Shape) -> str | None:
         return "a placeholder in a text"
     if normal(row["instruction"]) in {normal(text) for text in texts}:
         return "a text repeats the task"
-    query, positive = (len(row[key].split()) for key in ("query", "positive"))
+    query, positive = (len(words(row[key])) for key in ("query", "positive"))
     if shape is Shape.SHORT_LONG and positive <= query:
         return "the document is not longer than the query"
-    if shape is Shape.LONG_SHORT and (query <= positive or positive > _LABEL_WORDS):
+    if shape is Shape.LONG_SHORT and (
+        query <= positive or len(row["positive"].split()) > _LABEL_WORDS
+    ):
         return "the label is not shorter than the text"
     return fault_of(row)
 

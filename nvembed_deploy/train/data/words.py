@@ -32,8 +32,11 @@ def words(text: str) -> list[str]:
 
 
 def normal(text: str) -> str:
-    """Return what two texts share if they differ in case, spaces and punctuation only."""
-    return " ".join(words(text))
+    """Return what two texts share if they differ in case, spaces and punctuation only.
+
+    A text without words is itself.
+    """
+    return " ".join(words(text)) or text.strip()
 
 
 @cache

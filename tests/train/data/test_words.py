@@ -36,3 +36,4 @@ def test_words_are_the_same_in_each_unicode_form(text: str, expected: list[str],
 def test_case_spaces_and_punctuation_make_no_difference() -> None:
     assert normal("Don't  STOP — ﬁnd it!") == normal("don t stop find it")
     assert normal("one") != normal("two")
+    assert normal(":-) ") == normal(":-)") != normal(":-(")
