@@ -60,21 +60,10 @@ def test_a_long_text_has_all_words_of_a_short_one_and_is_no_copy() -> None:
     assert near_duplicates([*OTHERS, *copies, page], [held_out]).keys() == set(copies)
 
 
-HINDI = (
-    "मुझे यह किताब बहुत पसंद आई",
-    "कल शाम को बाज़ार में भीड़ थी",
-    "बच्चे नदी के किनारे खेल रहे हैं",
-    "सरकार ने नई नीति की घोषणा की",
-    "डॉक्टर ने उसे आराम करने को कहा",
-)
-
-
-def test_a_language_whose_vowels_are_marks_has_words() -> None:
-    held_out, *others = HINDI
-    page = " ".join(others * 5)
-    assert near_duplicates([*others, page, held_out + "।"], [held_out]) == dict.fromkeys(
-        [held_out + "।"], held_out
-    )
+def test_words_that_differ_in_vowel_marks_are_others() -> None:
+    held_out, other = "नीति की पूजा", "नाता के पाजी"  # n-t, k, p-j: the same consonants
+    found = near_duplicates([*OTHERS, other, held_out + "।"], [held_out])
+    assert found == {held_out + "।": held_out}
 
 
 @pytest.mark.parametrize(
