@@ -219,16 +219,11 @@ def test_encoding_without_a_runtime_names_the_extras(tiny_artifact: Path) -> Non
     assert "fix: pip install 'nvembed-deploy[onnx]', [onnx-gpu] or [torch]" in result.err
 
 
-@pytest.mark.parametrize(
-    ("words", "package"), [(("build-data", "plan.toml"), "pydantic"), (("mine", "a", "b"), "faiss")]
-)
-def test_making_data_without_its_packages_names_the_extra(
-    tmp_path: Path, words: tuple[str, ...], package: str
-) -> None:
-    out = ("--out", str(tmp_path / "out.jsonl"))
-    result = command("nvembed_deploy", *words, *out, hidden=(*HEAVY, "faiss"))
+def test_making_data_without_its_packages_names_the_extra(tmp_path: Path) -> None:
+    out = str(tmp_path / "out.jsonl")
+    result = command("nvembed_deploy", "build-data", "plan.toml", "--out", out)
     assert result.code == 3
-    assert f"needs {package}" in result.err
+    assert "needs pydantic" in result.err
     assert "fix: pip install 'nvembed-deploy[train]'" in result.err
 
 

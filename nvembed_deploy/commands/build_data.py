@@ -82,9 +82,9 @@ def _build(args: argparse.Namespace, lengths: Lengths) -> None:
     need("building data", "pydantic")
     from nvembed_deploy.train.data.build import Builder
     from nvembed_deploy.train.data.plan import load_plan
-    from nvembed_deploy.train.data.rows import write_rows
+    from nvembed_deploy.train.data.rows import check_out, write_rows
 
-    cli.check_out("--out", args.out)
+    check_out(args.out)
     builder = Builder(load_plan(args.plan), skip_bad=args.skip_bad, out=args.out)
 
     def measured() -> Iterator[Row]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.counts import counted
-from nvembed_deploy.train.packages import need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,12 +98,11 @@ class _CutTexts:
 
 def mine(args: argparse.Namespace) -> None:
     """Run the command."""
-    need("mining", "faiss")  # before hours of embedding
     from nvembed_deploy.train.data.corpus import read_corpus
     from nvembed_deploy.train.data.mining import Miner
-    from nvembed_deploy.train.data.rows import Faults, read_pairs
+    from nvembed_deploy.train.data.rows import Faults, check_out, read_pairs
 
-    cli.check_out("--out", args.out)
+    check_out(args.out)
     faults = Faults(stop=not args.skip_bad)
     choice = _choice(args)
     rows = [row for _, row in read_pairs(args.pairs, faults)]

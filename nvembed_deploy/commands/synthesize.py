@@ -61,10 +61,10 @@ def synthesize(args: argparse.Namespace) -> None:
     """Run the command."""
     from nvembed_deploy.runtimes.progress import progress_bar
     from nvembed_deploy.train.data.endpoint import Endpoint
-    from nvembed_deploy.train.data.rows import write_rows
+    from nvembed_deploy.train.data.rows import check_out, write_rows
     from nvembed_deploy.train.data.synthesis import Order, Synthesis, open_log
 
-    cli.check_out("--out", args.out)
+    check_out(args.out)
     endpoint = Endpoint(
         args.endpoint,
         args.model,
@@ -86,10 +86,12 @@ def synthesize(args: argparse.Namespace) -> None:
     if not args.keep_replies:
         shutil.rmtree(folder)
     for reason, number in synthesis.faults.most_common():
-        cli.say(f"{number:>7,} x asked again: {reason}")
+        cli.say(f"{number:>7,} x reply of no use: {reason}")
     if synthesis.repeated:
         cli.say(f"{synthesis.repeated:>7,} x left out: occurred before")
     ordered = order.tasks * order.examples_a_task
+    if lost := ordered - count - synthesis.repeated:
+        cli.say(f"{lost:>7,} x not made: no reply was of use, or no task was left")
     cli.say(f"wrote {args.out}: {counted(count, 'example')} of {ordered:,} ordered")
     cli.say("next: name it in a data plan, which leaves out evaluation texts")
 

@@ -110,6 +110,7 @@ def test_a_run_killed_at_any_time_leaves_no_output_and_goes_on(
         (["PAIRS", "TEACHER", "--depth", "5"], "depth is 5, expected more than the 7"),
         (["PAIRS", "TEACHER", "--corpus", "EMPTY"], "holds no text"),
         (["PAIRS", "TEACHER", "--out", "gone/o.jsonl"], "does not exist"),
+        (["PAIRS", "TEACHER", "--out", "o.json"], "o.json is named as another format"),
     ],
 )
 def test_wrong_input_is_two_lines_and_no_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,13 +75,17 @@ def test_repeated_and_useless_replies_are_told(
     def reply(prompt: str, number: int) -> str:
         if prompt.startswith("Think"):
             return good_reply(prompt, number)
-        return good_reply(prompt, 7) if number % 4 else "no"
+        task = prompt.split("task: ")[1].split("\n", 1)[0]
+        return good_reply(prompt, 7) if number % 4 and len(task) % 2 else "no"
 
     with serve(Stub(reply=reply)) as stub:
-        assert main(words(stub, tmp_path / "made.jsonl")) == 0
+        assert main(words(stub, tmp_path / "made.jsonl", "--tasks", "60")) == 0
     said = capsys.readouterr().out
-    assert "x asked again: no JSON object" in said
-    assert "x left out: occurred before" in said
+    assert "x reply of no use: no JSON object" in said
+    parts = ("x left out: occurred before", "x not made: no reply was of use", "examples? of 120")
+    numbers = [re.search(rf"(\d+) {part}", said) for part in parts]
+    assert sum(int(number[1]) for number in numbers if number) == 120
+    assert all(numbers)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nvembed_deploy.errors import InputError
-from nvembed_deploy.train.data.rows import Faults, read_rows
-from nvembed_deploy.train.example import is_unicode
+from nvembed_deploy.train.data.rows import Faults, read_rows, text_fault
 
 
 def read_corpus(path: Path, faults: Faults) -> list[str]:
@@ -18,14 +17,12 @@ def read_corpus(path: Path, faults: Faults) -> list[str]:
     texts: dict[str, None] = {}
     for place, row in read_rows(path, faults):
         text, title = row.get("text"), row.get("title") or ""
-        if not isinstance(text, str) or not isinstance(title, str):
-            faults.add(place, f"text is {text!r:.60}, expected a text")
-        elif not text.strip():
-            faults.add(place, "text is empty")
-        elif not is_unicode(title + text):
-            faults.add(place, "a text is no valid Unicode")
+        has_title = not isinstance(title, str) or bool(title.strip())
+        fault = text_fault("text", text) or (text_fault("title", title) if has_title else None)
+        if fault is not None:
+            faults.add(place, fault)
         else:
-            texts[f"{title} {text}" if title.strip() else text] = None
+            texts[f"{title} {text}" if has_title else str(text)] = None
     if not texts:
         raise InputError(f"corpus {path} holds no text", 'its rows need "text"')
     return list(texts)

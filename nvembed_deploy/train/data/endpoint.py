@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from urllib.parse import urlsplit
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.prompts import Message
@@ -22,6 +22,16 @@ from nvembed_deploy.train.data.prompts import Message
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _LONGEST_WAIT_SECONDS = 60.0
 _SHOWN = 200
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: there the request would be another, and the key in other hands."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Leave the redirection an error."""
+
+
+_OPENER = urllib.request.build_opener(_Stay)
 
 
 class ClosedError(Exception):
@@ -51,14 +61,24 @@ class Endpoint:
     closed: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Check the URL.
+        """Check the URL and the numbers.
 
         Raises:
-            InputError: it is none of the web.
+            InputError: it is none of the web, or holds more than a host and a path; a number makes
+                no sense.
         """
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_endpoint(self.url):
             raise InputError(
-                f"endpoint {self.url!r} is no http(s) URL", "write http://localhost:8000/v1"
+                "the endpoint is no http(s) URL of a host and a path alone",
+                "write http://localhost:8000/v1; a key goes into --api-key-env's variable",
+            )
+        if not 0 < self.timeout_seconds <= threading.TIMEOUT_MAX:
+            raise InputError(
+                f"timeout is {self.timeout_seconds:g}, expected seconds above 0", "300 is usual"
+            )
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(
+                f"temperature is {self.temperature:g}, expected 0 or more", "1 is usual"
             )
 
     def answer(self, messages: Sequence[Message]) -> str:
@@ -103,24 +123,47 @@ class Endpoint:
             self.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
-                return _text(response.read())
+            with _OPENER.open(request, timeout=self.timeout_seconds) as response:
+                body = response.read()
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from None
         except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, lost lines
             raise _PassingError(f"{type(error).__name__}: {error}") from None
+        try:
+            text = json.loads(body)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            problem = f"an answer without choices[0].message.content: {self._shown(body)}"
+            raise _PassingError(problem) from None
+        return text if isinstance(text, str) else ""
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         try:
-            said = error.read().decode(errors="replace")[:_SHOWN]
+            said = self._shown(error.read())
         except (OSError, http.client.HTTPException):
             said = ""
-        problem = f"{error.code} {error.reason}: {said}".strip(": \n")
+        other = error.headers.get("Location")
+        there = f" to {other}" if other else ""
+        problem = f"{error.code} {error.reason}{there}: {said}".strip(": \n")
         if error.code in _PASSING:
             return _PassingError(problem, _wait_seconds(error.headers.get("Retry-After")))
         return InputError(
             f"{self.url} refuses model {self.model!r}: {problem}", "correct URL, model or key"
         )
+
+    def _shown(self, body: bytes) -> str:
+        """Return the beginning of what a server says, without the key if it says that."""
+        text = body.decode(errors="replace")
+        return (text.replace(self.key, "***") if self.key else text)[:_SHOWN]
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        is_host = bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+    except ValueError:
+        return False
+    is_plain = url.isascii() and url.isprintable() and not set(" ?#") & set(url)
+    return parts.scheme in {"http", "https"} and is_host and is_plain
 
 
 def _wait_seconds(header: str | None) -> float:
@@ -129,13 +172,3 @@ def _wait_seconds(header: str | None) -> float:
         return min(max(float(header or 0), 0.0), _LONGEST_WAIT_SECONDS)
     except ValueError:
         return 0.0
-
-
-def _text(body: bytes) -> str:
-    try:
-        answer: Any = json.loads(body)
-        text = answer["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        shown = body[:_SHOWN].decode(errors="replace")
-        raise _PassingError(f"an answer without choices[0].message.content: {shown}") from None
-    return text if isinstance(text, str) else ""

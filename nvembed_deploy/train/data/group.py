@@ -6,7 +6,6 @@ Legend: N queries, M passages, D hidden, K nearest.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +13,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.train.data.nearest import Search, nearest
-from nvembed_deploy.train.data.relevance import Labels, Relevance
+from nvembed_deploy.train.data.nearest import Near, nearest
+from nvembed_deploy.train.data.relevance import Relevance
 from nvembed_deploy.train.data.rows import Row
 from nvembed_deploy.train.example import SYMMETRIC
 
@@ -61,21 +60,6 @@ def groups_of(rows: Sequence[Row], corpus: Sequence[str]) -> list[Group]:
 
 
 @dataclass(frozen=True)
-class Near:
-    """Passages by number, the nearest first, and their scores."""
-
-    numbers_K: NDArray[np.int64]
-    scores_K: NDArray[np.float32]
-
-    def before(self, other: Near) -> Near:
-        """Return both, these first."""
-        return Near(
-            np.concatenate([self.numbers_K, other.numbers_K]),
-            np.concatenate([self.scores_K, other.scores_K]),
-        )
-
-
-@dataclass(frozen=True)
 class EmbeddedGroup:
     """A group, what is known of its texts, and their embeddings: rows of unit length."""
 
@@ -94,42 +78,18 @@ class EmbeddedGroup:
         """Return the queries by number."""
         return list(self.group.queries)
 
-    def nearest(self, depth: int) -> Iterator[tuple[int, Near]]:
-        """Yield the number of each query and the `depth` nearest that share no label with it."""
-        for search in self._searches(depth):
-            for queries_N, best in nearest(self.query_ND, self.passage_MD, search):
-                for query, scores_K, numbers_K in zip(queries_N, *best, strict=True):
-                    is_unlike_K = np.ones(len(numbers_K), bool)
-                    if search.passages is None:
-                        alike = self.known.alike(self.known.labels(self.queries[query]))
-                        is_unlike_K = ~np.isin(numbers_K, alike)
-                    kept = np.flatnonzero(is_unlike_K)[:depth]
-                    yield int(query), Near(numbers_K[kept], scores_K[kept])
+    def nearest(self, depth: int) -> Iterator[Near]:
+        """Yield the `depth` nearest passages of each query that are not known to be relevant."""
+        return nearest(
+            self.query_ND,
+            self.passage_MD,
+            depth,
+            lambda query: self.known.relevant(self.queries[query]),
+        )
 
-    def _searches(self, depth: int) -> Iterator[Search]:
-        """Yield searches that look beyond what shares a query's label.
-
-        Where few passages do, all are searched, deeper by as many; where many do, the others alone.
-        """
-        by_labels: dict[Labels, list[int]] = defaultdict(list)
-        for number, text in enumerate(self.queries):
-            by_labels[self.known.labels(text)].append(number)
-        everywhere: list[int] = []
-        count, passages = depth, np.arange(len(self.passages))
-        for labels, queries in by_labels.items():
-            alike = self.known.alike(labels)
-            if len(alike) <= depth:
-                everywhere += queries
-                count = max(count, depth + len(alike))
-            else:
-                others = np.setdiff1d(passages, alike, assume_unique=True)
-                yield Search(np.array(queries), depth, others)
-        if everywhere:
-            yield Search(np.array(sorted(everywhere)), count)
-
-    def scored(self, query: int, texts: Iterable[str]) -> Near:
+    def scored(self, query: int, numbers: Sequence[int] | NDArray[np.int64]) -> Near:
         """Return some passages with their scores, the nearest first."""
-        numbers_K = np.array([self.group.passages[text] for text in texts], np.int64)
+        numbers_K = np.array(numbers, np.int64)
         scores_K = self.passage_MD[numbers_K] @ self.query_ND[query]
         order_K = np.argsort(-scores_K, kind="stable")
         return Near(numbers_K[order_K], scores_K[order_K])

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nvembed_deploy.train.data.plan import SourcePlan
-from nvembed_deploy.train.data.rows import Faults, Placed
+from nvembed_deploy.train.data.rows import Faults, Placed, label_of, text_fault
+from nvembed_deploy.train.example import is_unicode
 
 Groups = dict[str, list[str]]
 """Texts by label."""
@@ -33,11 +34,12 @@ def read_labelled(rows: Iterable[Placed], plan: SourcePlan, faults: Faults) -> I
     doubtful: dict[str, None] = {}
     for place, row in rows:
         text, label = row.get(plan.column("text")), row.get(plan.column("label"))
-        fault = _fault(text, label, plan)
+        name = label_of(label) if isinstance(label, str | int | float) else None
+        fault = _fault(text, label, name, plan)
         if fault is not None:
             faults.add(place, fault)
             continue
-        item = Labelled(place, str(text), str(label))
+        item = Labelled(place, str(text), str(name))
         before = first.setdefault(item.text, item)
         if before.label != item.label:
             faults.add(place, "the text occurred before, under another label")
@@ -51,15 +53,13 @@ def read_labelled(rows: Iterable[Placed], plan: SourcePlan, faults: Faults) -> I
         faults.add(str(plan.path), f"label {label!r} of label_texts is never seen")
 
 
-def _fault(text: object, label: object, plan: SourcePlan) -> str | None:
-    if not isinstance(text, str):
-        return f"{plan.column('text')} is {text!r:.60}, expected a text"
-    if not text.strip():
-        return f"{plan.column('text')} is empty"
-    if not isinstance(label, str | int | float) or not str(label).strip():
+def _fault(text: object, label: object, name: str | None, plan: SourcePlan) -> str | None:
+    if (fault := text_fault(plan.column("text"), text)) is not None:
+        return fault
+    if name is None or not name.strip() or not is_unicode(name):
         return f"{plan.column('label')} is {label!r:.60}, expected a label"
-    if plan.label_texts and str(label) not in plan.label_texts:
-        return f"label {label!r:.60} is not among label_texts {sorted(plan.label_texts)[:10]}"
+    if plan.label_texts and name not in plan.label_texts:
+        return f"label {name!r:.60} is not among label_texts {sorted(plan.label_texts)[:10]}"
     return None
 
 
@@ -122,11 +122,14 @@ def _another(group: list[str], text: str, drawn: random.Random) -> str:
 
 
 def _outsiders(groups: Groups, label: str, count: int, drawn: random.Random) -> dict[str, str]:
-    """Draw texts of other labels; return each with its label."""
+    """Draw texts of other labels, each once; return each with its label."""
     others = [name for name in groups if name != label]
-    if not others:
-        return {}
-    chosen: list[str] = []
-    while len(chosen) < count:
-        chosen += drawn.sample(others, min(count - len(chosen), len(others)))
-    return {drawn.choice(groups[name]): name for name in chosen}
+    left: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    while others and len(found) < count:
+        for name in drawn.sample(others, min(count - len(found), len(others))):
+            if name not in left:
+                left[name] = drawn.sample(groups[name], min(count, len(groups[name])))
+            found[left[name].pop()] = name
+        others = [name for name in others if left.get(name) != []]
+    return found

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nvembed_deploy.train.counts import counted
 from nvembed_deploy.train.data.embeddings import EmbeddingStore
-from nvembed_deploy.train.data.group import EmbeddedGroup, Group, Near, groups_of
+from nvembed_deploy.train.data.group import EmbeddedGroup, Group, groups_of
+from nvembed_deploy.train.data.nearest import Near
 from nvembed_deploy.train.data.negatives import Choice, choose
 from nvembed_deploy.train.data.relevance import Relevance
 from nvembed_deploy.train.data.rows import Row, labelled_negatives, with_negatives
@@ -104,7 +104,7 @@ class Miner:
             self.report.passages += len(group.passages)
             embedded = self._embed(group, store, advance)
             numbers = list(group.queries.values())
-            for query, near in embedded.nearest(self._choice.depth):
+            for query, near in enumerate(embedded.nearest(self._choice.depth)):
                 for number in numbers[query]:
                     mined[number] = self._mined(embedded, query, near, self._rows[number])
         for number in range(len(self._rows)):
@@ -122,28 +122,27 @@ class Miner:
         return EmbeddedGroup(group, known, query_ND, passage_MD)
 
     def _mined(self, group: EmbeddedGroup, query: int, near: Near, row: Row) -> Row:
-        positive = float(group.scored(query, [row["positive"]]).scores_K[0])
+        numbers, known = group.group.passages, group.known
+        positive = float(group.scored(query, [numbers[row["positive"]]]).scores_K[0])
+        relevant = known.relevant(row["query"])
         chosen = self._choose(group, row["query"], near, positive)
         if len(chosen.places) < self._choice.count:
-            found = {group.passages[i] for i in near.numbers_K}
-            given = {text for text, _ in labelled_negatives(row)} - found
-            near = near.before(group.scored(query, sorted(given)))
+            given = [numbers[text] for text, _ in labelled_negatives(row)]
+            more = np.setdiff1d(given, np.concatenate([near.numbers_K, *relevant]))
+            near = near.before(group.scored(query, more))
             chosen = self._choose(group, row["query"], near, positive)
-        self._count(chosen, group.known.count_relevant(row["query"]))
+        self._count(chosen, sum(map(len, relevant)))
         texts = [group.passages[near.numbers_K[i]] for i in chosen.places]
-        return with_negatives(row, ((text, group.known.label(text)) for text in texts)) | {
+        return with_negatives(row, ((text, known.label(text)) for text in texts)) | {
             "positive_score": round(positive, 4),
             "negative_scores": [round(float(near.scores_K[i]), 4) for i in chosen.places],
         }
 
     def _choose(self, group: EmbeddedGroup, query: str, near: Near, positive: float) -> _Chosen:
-        texts, known = [group.passages[i] for i in near.numbers_K], group.known
-        is_candidate_K = np.array([not known.is_relevant(query, text) for text in texts], bool)
-        ceiling = self._choice.ceiling(positive)
-        ceiling_K = np.array([inf if known.is_other(query, t) else ceiling for t in texts], float)
-        places, rejected = choose(near.scores_K, is_candidate_K, ceiling_K, self._choice.count)
-        is_first = not (near.scores_K[is_candidate_K] > positive).any()
-        return _Chosen(places, rejected, is_first)
+        are_others_K = group.known.are_others(query, near.numbers_K)
+        ceiling_K = np.where(are_others_K, np.inf, self._choice.ceiling(positive))
+        places, rejected = choose(near.scores_K, ceiling_K, self._choice.count)
+        return _Chosen(places, rejected, not (near.scores_K > positive).any())
 
     def _count(self, chosen: _Chosen, relevant: int) -> None:
         report, negatives = self.report, len(chosen.places)

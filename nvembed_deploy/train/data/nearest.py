@@ -1,4 +1,4 @@
-"""This file owns the search for the nearest passages: the only import of `faiss`.
+"""This file owns the search for the nearest passages of each query, beside those it must not find.
 
 The search is exact. Passages may lie in a memory-mapped file larger than memory: they are read
 block by block, and each block's best are merged with the best so far.
@@ -7,86 +7,77 @@ Legend: N queries, M passages, D hidden, K best.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.errors import MissingPackageError
-
-QUERY_BLOCK, PASSAGE_BLOCK = 4096, 65_536
-Best = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""Scores and passage numbers, both [N, K], the best first."""
+QUERY_BLOCK, PASSAGE_BLOCK = 1024, 16_384
 
 
 @dataclass(frozen=True)
-class Search:
-    """Which queries look for how many of which passages, by their numbers."""
+class Near:
+    """Passages by number, the nearest first, and their scores."""
 
-    queries: NDArray[np.int64]
-    count: int
-    """A query; all passages if there are fewer."""
-    passages: NDArray[np.int64] | None = None
-    """In order; None is all."""
+    numbers_K: NDArray[np.int64]
+    scores_K: NDArray[np.float32]
+
+    def before(self, other: Near) -> Near:
+        """Return both, these first."""
+        return Near(
+            np.concatenate([self.numbers_K, other.numbers_K]),
+            np.concatenate([self.scores_K, other.scores_K]),
+        )
 
 
 def nearest(
     query_ND: NDArray[np.float32],
     passage_MD: NDArray[np.float32],
-    search: Search,
-    *,
-    passage_block: int = PASSAGE_BLOCK,
-) -> Iterator[tuple[NDArray[np.int64], Best]]:
-    """Yield (numbers of queries, their best passages by inner product), block by block.
+    count: int,
+    hidden: Callable[[int], Iterable[NDArray[np.int64]]],
+) -> Iterator[Near]:
+    """Yield for each query its best passages by inner product, equal ones in order of number.
 
     Args:
         query_ND: float32 rows; may be a memory map.
         passage_MD: float32 rows; may be a memory map.
-        search: what is looked for.
-        passage_block: rows that are in memory at a time.
-
-    Raises:
-        MissingPackageError: faiss is not installed.
+        count: of passages a query; all if there are fewer.
+        hidden: takes a query's number; returns numbers of passages, in order, that are not for it.
     """
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            "searching passages needs faiss, which is not installed",
-            "pip install 'nvembed-deploy[train]'",
-        ) from error
-    total = len(passage_MD) if search.passages is None else len(search.passages)
-    for start in range(0, len(search.queries), QUERY_BLOCK):
-        queries = search.queries[start : start + QUERY_BLOCK]
-        queries_ND = np.ascontiguousarray(query_ND[queries])
-        best: Best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        for first in range(0, total, passage_block):
-            block_MD, numbers_M = _block(passage_MD, search.passages, first, passage_block)
-            k = min(search.count, len(block_MD))
-            scores_NK, numbers_NK = faiss.knn(
-                queries_ND, block_MD, k, metric=faiss.METRIC_INNER_PRODUCT
-            )
-            best = _merge(best, (scores_NK, numbers_M[numbers_NK]), search.count)
-        yield queries, best
+    for start in range(0, len(query_ND), QUERY_BLOCK):
+        block_ND = np.asarray(query_ND[start : start + QUERY_BLOCK])
+        hidden_N = [list(hidden(start + row)) for row in range(len(block_ND))]
+        numbers_NK = np.empty((len(block_ND), 0), np.int64)
+        scores_NK = np.empty((len(block_ND), 0), np.float32)
+        for first in range(0, len(passage_MD), PASSAGE_BLOCK):
+            scores_NM = block_ND @ passage_MD[first : first + PASSAGE_BLOCK].T
+            _hide(scores_NM, hidden_N, first)
+            best_NK = _best(scores_NM, count)
+            best_scores_NK = np.take_along_axis(scores_NM, best_NK, axis=1)
+            numbers_NK = np.concatenate([numbers_NK, best_NK + first], axis=1)
+            scores_NK = np.concatenate([scores_NK, best_scores_NK], axis=1)
+            order_NK = np.argsort(-scores_NK, axis=1, kind="stable")[:, :count]
+            numbers_NK = np.take_along_axis(numbers_NK, order_NK, axis=1)
+            scores_NK = np.take_along_axis(scores_NK, order_NK, axis=1)
+        for numbers_K, scores_K in zip(numbers_NK, scores_NK, strict=True):
+            is_found_K = scores_K > -np.inf
+            yield Near(numbers_K[is_found_K], scores_K[is_found_K])
 
 
-def _block(
-    passage_MD: NDArray[np.float32], numbers_M: NDArray[np.int64] | None, first: int, size: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return some of the passages that are searched, and their numbers."""
-    if numbers_M is None:  # a view of a memory map; by number it would be a copy
-        block_MD = np.ascontiguousarray(passage_MD[first : first + size])
-        return block_MD, np.arange(first, first + len(block_MD))
-    chosen_M = numbers_M[first : first + size]
-    return np.ascontiguousarray(passage_MD[chosen_M]), chosen_M
+def _hide(
+    scores_NM: NDArray[np.float32], hidden_N: list[list[NDArray[np.int64]]], first: int
+) -> None:
+    """Take passages out of the search of each query; `first` is the number of the first column."""
+    for row, several in enumerate(hidden_N):
+        for numbers in several:
+            here = slice(*np.searchsorted(numbers, (first, first + scores_NM.shape[1])))
+            scores_NM[row, numbers[here] - first] = -np.inf
 
 
-def _merge(one: Best, other: Best, count: int) -> Best:
-    scores_NK = np.concatenate([one[0], other[0]], axis=1)
-    numbers_NK = np.concatenate([one[1], other[1]], axis=1)
-    order_NK = np.argsort(-scores_NK, axis=1, kind="stable")[:, :count]
-    return (
-        np.take_along_axis(scores_NK, order_NK, axis=1),
-        np.take_along_axis(numbers_NK, order_NK, axis=1),
-    )
+def _best(scores_NM: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return the columns of the best scores of each row, in order of their numbers: [N, K]."""
+    columns = scores_NM.shape[1]
+    if columns <= count:
+        return np.broadcast_to(np.arange(columns), scores_NM.shape)
+    return np.sort(np.argpartition(scores_NM, columns - count, axis=1)[:, -count:], axis=1)

@@ -38,7 +38,7 @@ class Choice:
     margin: float = DEFAULT_MARGINS[Rule.PERC_POS]
     count: int = 7
     depth: int = 100
-    """Passages a query that are looked at, beside those that share its label."""
+    """Passages a query that are looked at, beside those known to be relevant."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -72,15 +72,13 @@ class Choice:
 
 def choose(
     scores_K: NDArray[np.float32],
-    is_candidate_K: NDArray[np.bool_],
     ceiling_K: NDArray[np.float64],
     count: int,
 ) -> tuple[NDArray[np.int64], int]:
     """Choose the hardest negatives.
 
     Args:
-        scores_K: of passages, the best first.
-        is_candidate_K: False for the query itself and what is known to be relevant.
+        scores_K: of candidates, the best first.
         ceiling_K: the highest score each may have.
         count: how many.
 
@@ -89,5 +87,4 @@ def choose(
         positives.
     """
     is_low_K = scores_K <= ceiling_K
-    chosen = np.flatnonzero(is_candidate_K & is_low_K)[:count]
-    return chosen, int((is_candidate_K & ~is_low_K).sum())
+    return np.flatnonzero(is_low_K)[:count], int((~is_low_K).sum())

@@ -21,9 +21,9 @@ from nvembed_deploy.train.data.rows import Faults, data_files, read_rows
 THRESHOLD = 0.8
 """Keeps what shares a subject, removes what lost or gained a word in ten (see the tests)."""
 
-_LONGER = 2
-"""A copy is at most so many times as long, where characters stand for words: a long text has nearly
-all of them, whatever it says."""
+_OWN = 0.5
+"""At least so much of a copy is words of the evaluation text, rare ones counting more. A long text
+has all words of a short one, or all characters, whatever it says: it scores high and is no copy."""
 _TEXT_KEYS = ("text", "sentence1", "sentence2", "query", "positive")
 
 
@@ -43,8 +43,9 @@ def evaluation_texts(
         InputError: nothing is there, a line is broken, or no row holds a text.
     """
     texts: dict[str, None] = {}
+    faults = Faults(stop=True, fix="correct it: what is not read cannot be kept out of training")
     for file in data_files(path, without=without):
-        for _, row in read_rows(file, Faults(stop=True)):
+        for _, row in read_rows(file, faults):
             if all(row.get(key, value) == value for key, value in (where or {}).items()):
                 texts.update((text, None) for key in _TEXT_KEYS for text in _texts(row.get(key)))
     if not texts:
@@ -80,7 +81,6 @@ def near_duplicates(
         own = scores_N[number]
         if own > 0:
             near = np.flatnonzero(scores_N[: len(unique)] >= threshold * own)
-            if index.is_of_characters(number):
-                near = near[index.lengths_N[near] <= _LONGER * index.lengths_N[number]]
-            found.update((unique[i], text) for i in near if unique[i] not in found)
+            new = [i for i in near if unique[i] not in found]
+            found.update((unique[i], text) for i in new if index.share(int(i), number) >= _OWN)
     return found

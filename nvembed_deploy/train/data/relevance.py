@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.train.data.rows import Row, labelled_negatives
+from nvembed_deploy.train.data.rows import Row, label_of, labelled_negatives
 
 Labels = frozenset[str]
 _UNKNOWN = Labels()
@@ -28,7 +28,7 @@ class Relevance:
 
         Args:
             rows: the examples of the group.
-            passages: its passages and their numbers.
+            passages: its passages and their numbers, from 0 on.
             positives: those of each query.
         """
         self._positives = positives
@@ -43,6 +43,7 @@ class Relevance:
             for label in self.labels(text):
                 by_label[label].add(number)
         self._by_label = by_label
+        self._is_labelled_M = np.array([bool(self.labels(text)) for text in passages], bool)
         self._alike: dict[Labels, NDArray[np.int64]] = {}
 
     def labels(self, text: str) -> Labels:
@@ -61,28 +62,29 @@ class Relevance:
             self._alike[labels] = np.array(sorted(numbers), np.int64)
         return self._alike[labels]
 
-    def is_relevant(self, query: str, text: str) -> bool:
-        """Return whether a text is the query, a positive of it, or shares a label with it."""
-        if text == query or text in self._positives[query]:
-            return True
-        own = self.labels(query)
-        return bool(own) and not own.isdisjoint(self.labels(text))
+    def relevant(self, query: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the passages that are relevant to a query, in order.
 
-    def is_other(self, query: str, text: str) -> bool:
-        """Return whether the labels say that it is a negative: then no score says otherwise."""
-        own = self.labels(query)
-        its = self.labels(text) if own else _UNKNOWN
-        return bool(its) and own.isdisjoint(its)
+        First those that share a label with it, then others: its positives and the query itself.
+        """
+        labels, named = self.labels(query), {query} | self._positives[query]
+        others = [
+            self._passages[text]
+            for text in named & self._passages.keys()
+            if labels.isdisjoint(self.labels(text))
+        ]
+        return self.alike(labels), np.array(sorted(others), np.int64)
 
-    def count_relevant(self, query: str) -> int:
-        """Return how many passages are relevant to a query."""
-        labels = self.labels(query)
-        others = [text for text in {query} | self._positives[query] if text in self._passages]
-        return len(self.alike(labels)) + sum(labels.isdisjoint(self.labels(t)) for t in others)
+    def are_others(self, query: str, numbers_K: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of some passages are negatives by their labels: no score says otherwise.
+
+        None of them may be relevant: what has labels then has others than the query.
+        """
+        return self._is_labelled_M[numbers_K] & bool(self.labels(query))
 
 
 def _labelled(row: Row) -> list[tuple[str, str]]:
     """Return the texts of an example that have a label, with it."""
-    own = [row["query"], row["positive"]] if row.get("label") is not None else []
-    given = [(text, label) for text, label in labelled_negatives(row) if label is not None]
-    return [*((text, str(row["label"])) for text in own), *given]
+    label = label_of(row.get("label"))
+    pairs = [(row["query"], label), (row["positive"], label), *labelled_negatives(row)]
+    return [(text, label) for text, label in pairs if label is not None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from typing import Any
 
 from nvembed_deploy.train.data.prompts import SIDES, Shape
 from nvembed_deploy.train.data.rows import Row
+from nvembed_deploy.train.data.words import normal, words
 from nvembed_deploy.train.example import fault_of, is_unicode
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
@@ -18,12 +18,6 @@ _LABEL_WORDS = 20
 _PLACEHOLDER = re.compile(
     r"\[(?:insert|your|name|text)\b|<(?:query|positive|document)>|lorem ipsum", re.I
 )
-
-
-def normal(text: str) -> str:
-    """Return what two texts share if they differ in case, spaces and punctuation only."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded))
 
 
 def read_tasks(reply: str) -> list[str] | str:
@@ -71,10 +65,12 @@ def _mistake(row: Row, shape: Shape) -> str | None:
         return "a placeholder in a text"
     if normal(row["instruction"]) in {normal(text) for text in texts}:
         return "a text repeats the task"
-    query, positive = (len(row[key].split()) for key in ("query", "positive"))
+    query, positive = (len(words(row[key])) for key in ("query", "positive"))
     if shape is Shape.SHORT_LONG and positive <= query:
         return "the document is not longer than the query"
-    if shape is Shape.LONG_SHORT and (query <= positive or positive > _LABEL_WORDS):
+    if shape is Shape.LONG_SHORT and (
+        query <= positive or len(row["positive"].split()) > _LABEL_WORDS
+    ):
         return "the label is not shorter than the text"
     return fault_of(row)
 

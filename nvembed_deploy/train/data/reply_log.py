@@ -10,6 +10,7 @@ from typing import IO, Any, Self
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.lock import hold
+from nvembed_deploy.train.jsonlines import read_lines
 
 Record = dict[str, Any]
 
@@ -21,7 +22,7 @@ class ReplyLog:
         """Open the log, or begin it; half a line at its end is cut off.
 
         Raises:
-            InputError: it was begun with other settings, or another run writes it.
+            InputError: it was begun with other settings, another run writes it, or it is damaged.
         """
         self._path = path
         self._file: IO[bytes] = path.open("a+b")
@@ -60,7 +61,7 @@ class ReplyLog:
         data = self._file.read()
         whole = data.rpartition(b"\n")[0] + b"\n" if b"\n" in data else b""
         self._file.truncate(len(whole))
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [_record(place, row) for place, row in read_lines(self._path)]
         if not lines:
             self._append(settings)
             return {}
@@ -73,3 +74,9 @@ class ReplyLog:
             )
         # earlier versions wrote null where no reply was of use: that is asked for again
         return {r["request"]: r["result"] for r in lines[1:] if r["result"] is not None}
+
+
+def _record(place: str, row: Record | str) -> Record:
+    if isinstance(row, str):
+        raise InputError(f"{place}: {row}", "remove that line: what it held is asked for again")
+    return row

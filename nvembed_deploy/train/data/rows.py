@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,20 +17,23 @@ from typing import IO, Any, cast
 from nvembed_deploy import cli
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.lock import hold
-from nvembed_deploy.train.example import fault_of
+from nvembed_deploy.train.example import fault_of, is_unicode
 from nvembed_deploy.train.jsonlines import read_lines
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]
 """A row and where it came from."""
+_SKIP = "correct it, or add --skip-bad to count and leave out"
+_SHOWN = 10
+_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 class Faults:
     """What is wrong with some input: each reason, how often, and where first."""
 
-    def __init__(self, *, stop: bool) -> None:
-        """Begin with none; with `stop` the first one ends the work."""
-        self._stop = stop
+    def __init__(self, *, stop: bool, fix: str = _SKIP) -> None:
+        """Begin with none; with `stop` the first one ends the work, and `fix` says what to do."""
+        self._stop, self._fix = stop, fix
         self._first: dict[str, str] = {}
         self.counts: dict[str, int] = {}
 
@@ -40,16 +44,20 @@ class Faults:
             InputError: the first fault ends the work.
         """
         if self._stop:
-            raise InputError(
-                f"{place}: {reason}", "correct it, or add --skip-bad to count and leave out"
-            )
+            raise InputError(f"{place}: {reason}", self._fix)
         self._first.setdefault(reason, place)
         self.counts[reason] = self.counts.get(reason, 0) + 1
 
     def lines(self) -> list[str]:
-        """Return a line for each reason, the most frequent first."""
+        """Return a line for each reason, the most frequent first; many are one line at the end."""
         ranked = sorted(self.counts.items(), key=lambda item: -item[1])
-        return [f"{n:>7,} x {reason} (first: {self._first[reason]})" for reason, n in ranked]
+        rest = ranked[_SHOWN:]
+        lines = [
+            f"{n:>7,} x {reason} (first: {self._first[reason]})" for reason, n in ranked[:_SHOWN]
+        ]
+        if rest:
+            lines.append(f"{sum(n for _, n in rest):>7,} x for {len(rest):,} other reasons")
+        return lines
 
 
 def data_files(path: Path, *, without: Path | None = None) -> list[Path]:
@@ -78,7 +86,7 @@ def data_files(path: Path, *, without: Path | None = None) -> list[Path]:
 
 def _is_data(file: Path, folder: Path) -> bool:
     is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.name.endswith((".jsonl", ".jsonl.gz")) and not is_hidden and file.is_file()
+    return file.name.endswith(_SUFFIXES) and not is_hidden and file.is_file()
 
 
 def read_rows(path: Path, faults: Faults) -> Iterator[Placed]:
@@ -117,12 +125,30 @@ def pair_fault(row: Row) -> str | None:
     return fault
 
 
+def text_fault(key: str, text: object) -> str | None:
+    """Say why a value is no text to train on."""
+    if not isinstance(text, str):
+        return f"{key} is {text!r:.60}, expected a text"
+    if not text.strip():
+        return f"{key} is empty"
+    return None if is_unicode(text) else f"{key} is no valid Unicode"
+
+
+def label_of(value: object) -> str | None:
+    """Return a label as a text, 2.0 as 2; None where there is none, or NaN in its place."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    return None if value is None else str(value)
+
+
 def labelled_negatives(row: Row) -> list[tuple[str, str | None]]:
     """Return the negatives of an example that hold a text, each with its label if that is known."""
     negatives = row.get("negatives") or []
     labels = row.get("negative_labels") or [None] * len(negatives)
     pairs = zip(negatives, labels, strict=True)
-    return [(text, None if label is None else str(label)) for text, label in pairs if text.strip()]
+    return [(text, label_of(label)) for text, label in pairs if text.strip()]
 
 
 def with_negatives(row: Row, negatives: Iterable[tuple[str, str | None]]) -> Row:
@@ -134,13 +160,26 @@ def with_negatives(row: Row, negatives: Iterable[tuple[str, str | None]]) -> Row
     return {**others, "negatives": [text for text, _ in pairs], **known}
 
 
+def check_out(path: Path) -> None:
+    """Refuse, before anything is computed, a file that could not be written, or not be read then.
+
+    Raises:
+        InputError: it is a folder, its folder does not exist, or its name says another format.
+    """
+    cli.check_out("--out", path)
+    if not path.name.endswith(_SUFFIXES):
+        raise InputError(
+            f"--out {path} is named as another format", f"end it with {' or '.join(_SUFFIXES)}"
+        )
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write rows as JSONL and return how many; the file appears when all are written.
 
     Raises:
-        InputError: the path is a folder, its folder does not exist, or another run writes it.
+        InputError: see `check_out`; or another run writes it.
     """
-    cli.check_out("--out", path)
+    check_out(path)
     count = 0
     # One name for all runs: what a killed run left is written over.
     partial = path.with_name(f".{path.name}.partial")

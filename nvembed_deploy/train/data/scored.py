@@ -6,14 +6,14 @@ by BM25 whose score with the query is not above 2.5.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nvembed_deploy.train.data.bm25 import Bm25
 from nvembed_deploy.train.data.plan import SourcePlan
-from nvembed_deploy.train.data.rows import Faults, Placed
+from nvembed_deploy.train.data.rows import Faults, Placed, text_fault
+from nvembed_deploy.train.data.words import normal
 
 _SCALE = 5.0
 
@@ -33,7 +33,7 @@ def read_scored(rows: Iterable[Placed], plan: SourcePlan, faults: Faults) -> Ite
     keys = [plan.column(key) for key in ("sentence1", "sentence2", "score")]
     for place, row in rows:
         first, second, score = (row.get(key) for key in keys)
-        fault = _text_fault(keys[0], first) or _text_fault(keys[1], second)
+        fault = text_fault(keys[0], first) or text_fault(keys[1], second)
         if fault is None and not _is_score(score, plan.top_score):
             fault = f"{keys[2]} is {score!r:.60}, expected 0 to {plan.top_score:g}"
         if fault is not None:
@@ -44,31 +44,28 @@ def read_scored(rows: Iterable[Placed], plan: SourcePlan, faults: Faults) -> Ite
         yield Scored(place, first, second, float(score or 0) * _SCALE / plan.top_score)
 
 
-def _text_fault(key: str, text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"{key} is {text!r:.60}, expected a text"
-    return None if text.strip() else f"{key} is empty"
-
-
 def _is_score(score: object, top: float) -> bool:
-    is_number = isinstance(score, int | float) and not isinstance(score, bool)
-    return is_number and math.isfinite(float(score)) and 0 <= float(score) <= top  # type: ignore[arg-type]
+    return isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= top
 
 
 def both_directions(pairs: Sequence[Scored], plan: SourcePlan) -> Iterator[Placed]:
     """Yield each similar pair twice, once from either side, with hard negatives.
 
-    Negatives are drawn from all texts of the source.
+    Negatives are drawn from all texts of the source, save those that have the words of the query or
+    of the positive, in that order: other cases and full stops make no other sentence.
     """
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
     numbers = {text: number for number, text in enumerate(texts)}
     too_alike = _too_alike(pairs, plan.max_negative_score)
     index = Bm25(texts) if plan.negatives else None
+    same: dict[str, set[str]] = defaultdict(set)
+    for text in texts:
+        same[normal(text)].add(text)
     for pair in pairs:
         if pair.score < plan.min_score:
             continue
         for query, positive in ((pair.first, pair.second), (pair.second, pair.first)):
-            alike = too_alike[query]
+            alike = too_alike[query] | same[normal(query)] | same[normal(positive)]
             best = index.best(numbers[query], plan.negatives + len(alike)) if index else []
             negatives = [texts[i] for i in best if texts[i] not in alike][: plan.negatives]
             yield pair.place, {"query": query, "positive": positive, "negatives": negatives}

@@ -22,10 +22,11 @@ from nvembed_deploy.train.data.prompts import (
     example_messages,
     task_messages,
 )
-from nvembed_deploy.train.data.replies import normal, read_example, read_tasks
+from nvembed_deploy.train.data.replies import read_example, read_tasks
 from nvembed_deploy.train.data.reply_log import ReplyLog
 from nvembed_deploy.train.data.rows import Row
 from nvembed_deploy.train.data.threads import in_threads
+from nvembed_deploy.train.data.words import normal
 
 TASKS_A_REQUEST = 20
 _ATTEMPTS = 3

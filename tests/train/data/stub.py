@@ -35,10 +35,13 @@ class Stub:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
+        self.location = ""
+        self.paths: list[str] = []
         self._lock = threading.Lock()
 
     def answer(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
         """Return the status and the body of an answer."""
+        self.paths.append(path)
         if path != "/v1/chat/completions":
             return 404, b"no such route"
         request = json.loads(body)
@@ -73,9 +76,14 @@ def serve(stub: Stub) -> Iterator[Stub]:
                 self.send_response(status)
                 if status == 429:
                     self.send_header("Retry-After", "0.01")
+                if stub.location:
+                    self.send_header("Location", stub.location)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
+
+        def do_GET(self) -> None:
+            stub.paths.append(self.path)
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

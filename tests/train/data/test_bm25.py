@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from nvembed_deploy.train.data.bm25 import Bm25, _words
+from nvembed_deploy.train.data.bm25 import Bm25
 
 TEXTS = ["the cat sat", "the cat ran", "the dog ran far away", "", "THE, CAT! sat?", "zebra"]
 
@@ -36,15 +36,13 @@ def test_a_text_without_words_matches_nothing(texts: list[str]) -> None:
     assert index.best(0, 2) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("Don't stop, naïve 7", ["don", "t", "stop", "naïve", "7"]),
-        ("我爱NLP。你呢", ["我", "爱", "nlp", "你", "呢"]),
-        ("コーヒーを2杯", ["コ", "ー", "ヒ", "ー", "を", "2", "杯"]),
-        ("날씨가 좋다", ["날", "씨", "가", "좋", "다"]),
-        ("ดีมาก ๆ ok", ["ดี", "ีม", "มา", "าก", "ๆ", "ok"]),
-    ],
-)
-def test_scripts_without_spaces_have_characters_for_words(text: str, words: list[str]) -> None:
-    assert _words(text) == words
+def test_a_share_is_by_rarity_and_has_a_side() -> None:
+    index = Bm25(["a b", "a a c", "a", "a"])
+    rare, common = math.log(1 + 3.5 / 1.5), math.log(1 + 0.5 / 4.5)
+    assert index.share(0, 1) == pytest.approx(common / (common + rare))
+    assert index.share(1, 0) == pytest.approx(2 * common / (2 * common + rare))
+    assert (index.share(2, 0), index.share(0, 0)) == (1, 1)
+
+
+def test_no_text_can_be_indexed() -> None:
+    assert Bm25([])._words == []

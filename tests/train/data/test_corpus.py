@@ -23,7 +23,8 @@ def test_passages_are_distinct_texts_after_their_titles(tmp_path: Path) -> None:
     [
         ({"body": "x"}, "text is None, expected a text"),
         ({"text": " "}, "text is empty"),
-        ({"text": "\ud800"}, "a text is no valid Unicode"),
+        ({"text": "\ud800"}, "text is no valid Unicode"),
+        ({"text": "x", "title": 7}, "title is 7, expected a text"),
         ("{", "broken JSON"),
     ],
 )

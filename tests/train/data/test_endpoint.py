@@ -41,8 +41,16 @@ def test_the_request_is_what_such_servers_take() -> None:
 
 @pytest.mark.parametrize(
     ("status", "body"),
-    [(429, b""), (500, b""), (503, b"loading"), (0, b""), (200, b"{}"), (200, b"<html>")],
-    ids=["busy", "broken", "starting", "hung up", "no answer", "no JSON"],
+    [
+        (429, b""),
+        (500, b""),
+        (503, b"loading"),
+        (0, b""),
+        (200, b"{}"),
+        (200, b"<html>"),
+        (200, b"[" * 10**5),
+    ],
+    ids=["busy", "broken", "starting", "hung up", "no answer", "no JSON", "too deep"],
 )
 def test_what_may_pass_is_tried_again(status: int, body: bytes) -> None:
     with serve(Stub(until(4, status, body), lambda *_: "fine")) as stub:
@@ -85,9 +93,52 @@ def test_each_wait_is_longer_and_the_servers_wish_counts() -> None:
     assert [_wait_seconds(header) for header in ("7", "1e9", None, "Mon, 1 Jan")] == [7, 60, 0, 0]
 
 
-def test_an_url_that_is_none_is_refused() -> None:
-    with pytest.raises(InputError, match="is no http"):
-        Endpoint("localhost:8000", "m")
+URLS = (
+    "localhost:8000",
+    "ftp://localhost/v1",
+    "http://",
+    "http://[bad/v1",
+    "http://host:99999/v1",
+    "http://host/v 1",
+    "http://h\u00f6st/v1",
+    "https://user:secret@host/v1",
+    "https://host/v1?key=secret",
+)
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_an_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="is no http") as caught:
+        Endpoint(url, "m")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_that_is_none_is_refused(value: float) -> None:
+    with pytest.raises(InputError, match="timeout is "):
+        Endpoint("http://host/v1", "m", timeout_seconds=value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(value: float) -> None:
+    with pytest.raises(InputError, match="temperature is "):
+        Endpoint("http://host/v1", "m", temperature=value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_goes_nowhere_else(status: int) -> None:
+    with serve(Stub()) as other, serve(Stub(until(9, status))) as stub:
+        stub.location = other.url
+        with pytest.raises(InputError, match=f"refuses model 'm': {status} .* to {other.url}"):
+            endpoint(stub.url, key="secret").answer(HELLO)
+        assert (len(stub.requests), other.paths) == (1, [])
+
+
+@pytest.mark.parametrize(("status", "tries"), [(401, 4), (500, 1), (200, 1)])
+def test_a_key_that_a_server_repeats_is_not_shown(status: int, tries: int) -> None:
+    shown = pytest.raises(InputError, match=r"wrong key: \*\*\*!")
+    with serve(Stub(until(9, status, b"wrong key: s3cret!"))) as stub, shown:
+        endpoint(stub.url, key="s3cret", tries=tries).answer(HELLO)
 
 
 def test_closing_wakes_who_waits_and_asks_nothing_more() -> None:

@@ -73,7 +73,9 @@ def test_without_texts_labels_are_their_own() -> None:
 FAULTS = {
     "no text": ({"label": "a"}, "text is None, expected a text"),
     "empty": ({"text": " ", "label": "a"}, "text is empty"),
+    "half a pair": ({"text": "a\ud800", "label": "a"}, "text is no valid Unicode"),
     "no label": ({"text": "x"}, "label is None, expected a label"),
+    "NaN for a label": ({"text": "x", "label": float("nan")}, "label is nan, expected a label"),
     "again": ({"text": ANIMALS[0], "label": "animal"}, "the text occurred before"),
 }
 
@@ -112,6 +114,22 @@ def test_labels_that_are_not_the_plans_are_named_on_both_sides() -> None:
         "label 'plant' is not among label_texts ['animal', 'stone']": 2,
         "label 'stone' of label_texts is never seen": 1,
     }
+
+
+def test_a_number_is_one_label_however_it_is_written() -> None:
+    rows = placed({"text": repr(label), "label": label} for label in (1, 1.0, "one", 1.5))
+    texts = read_labelled(rows, source("clustering"), Faults(stop=True))
+    assert [item.label for item in texts] == ["1", "1", "one", "1.5"]
+
+
+@pytest.mark.parametrize("sizes", [(10, 10), (30, 1), (3, 3, 3), (1, 4)])
+def test_as_many_negatives_as_there_are_differ(sizes: tuple[int, ...]) -> None:
+    texts = [Labelled("", f"{n} {i}", str(n)) for n, size in enumerate(sizes) for i in range(size)]
+    for _, row in by_example(texts, source("clustering"), 0, Faults(stop=False)):
+        others = [item.text for item in texts if item.label != row["label"]]
+        assert len(set(row["negatives"])) == min(7, len(others))
+        assert set(row["negatives"]) <= set(others)
+        assert row["negative_labels"] == [text[0] for text in row["negatives"]]
 
 
 def test_columns_may_have_other_names() -> None:

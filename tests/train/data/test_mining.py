@@ -92,8 +92,8 @@ def test_the_labels_of_given_negatives_count(tmp_path: Path) -> None:
         row("ef", "eff", "abb", label="z", negative_labels=["x"]),
     ]
     mined, report = mine(tmp_path, rows)
-    assert mined[0]["negatives"] == ["eff", "cd"]  # not the nearer "aabb" and "abb"
-    assert mined[0]["negative_labels"] == ["z", "y"]
+    assert mined[0]["negatives"] == ["cd", "eff"]  # not the nearer "aabb" and "abb"
+    assert mined[0]["negative_labels"] == ["y", "z"]
     assert report.known_relevant == 4
     del rows[0]["negative_labels"], rows[1]["negative_labels"]
     mined, _ = mine(tmp_path / "more", rows)
@@ -115,12 +115,19 @@ def test_a_class_larger_than_the_depth_leaves_negatives(tmp_path: Path) -> None:
 
 
 def test_own_negatives_stay_where_the_rule_lets_pass_too_few(tmp_path: Path) -> None:
-    near = [row("gh", "gh" * i + "g") for i in range(2, 9)]  # all too near to the query
-    rows = [row("gh", "ghh", "bcd", "ghgh", "gbc", "efh", "e"), *near]
-    mined, report = mine(tmp_path, rows, Choice(count=3, depth=5))
-    assert mined[0]["negatives"] == ["efh", "gbc", "bcd"]
+    near = tuple("gh" * i + "g" for i in range(2, 9))  # all too near to the query
+    rows = [row("gh", "ghh", "bcd", "ghgh", "gbc", "efh", "e"), row("gh", "gggh")]
+    mined, report = mine(tmp_path, rows, Choice(count=3, depth=5), near)
+    assert mined[0]["negatives"] == ["gbc", "efh", "bcd"]
     assert mined[0]["negative_scores"] == sorted(mined[0]["negative_scores"], reverse=True)
-    assert report.rows_without == len(near)
+    assert mined[1]["negatives"] == []  # it had none
+    assert report.rows_without == 1
+
+
+def test_a_query_of_more_positives_than_the_depth_has_negatives(tmp_path: Path) -> None:
+    rows = [row("gh", "gh" * i + "g") for i in range(1, 9)]
+    mined, _ = mine(tmp_path, rows, Choice(count=2, depth=3), corpus=("abc", "efg", "fgh"))
+    assert [set(r["negatives"]) for r in mined] == [{"efg", "fgh"}] * len(rows)
 
 
 def test_a_text_of_another_label_is_a_negative_however_near(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from nvembed_deploy.errors import InputError
 from nvembed_deploy.train.data.negatives import DEFAULT_MARGINS, Choice, Rule, choose
 
 SCORES = np.float32([0.9, 0.8, 0.77, 0.76, 0.7, 0.5])
-ALL = np.ones(6, bool)
 
 
 @pytest.mark.parametrize(
@@ -26,18 +25,17 @@ ALL = np.ones(6, bool)
 )
 def test_each_rule_has_its_ceiling(choice: Choice, chosen: list[int], rejected: int) -> None:
     ceiling = np.full(6, choice.ceiling(0.8001))
-    places, count = choose(SCORES, ALL, ceiling, choice.count)
+    places, count = choose(SCORES, ceiling, choice.count)
     assert (places.tolist(), count) == (chosen, rejected)
 
 
-def test_what_is_known_to_be_relevant_is_neither_chosen_nor_counted() -> None:
-    known = np.array([False, True, True, False, True, True])
-    places, rejected = choose(SCORES, known, np.full(6, 0.76), 2)
-    assert (places.tolist(), rejected) == ([4, 5], 2)
+def test_each_candidate_may_have_a_ceiling_of_its_own() -> None:
+    places, rejected = choose(SCORES, np.array([0.76, np.inf, 0.76, 0.76, 0.76, 0.4]), 2)
+    assert (places.tolist(), rejected) == ([1, 3], 3)
 
 
 def test_there_may_be_fewer_than_asked_for() -> None:
-    assert choose(SCORES, ALL, np.full(6, 0.57), 3)[0].tolist() == [5]
+    assert choose(SCORES, np.full(6, 0.57), 3)[0].tolist() == [5]
 
 
 @given(st.floats(-1, 1), st.sampled_from(Rule), st.floats(0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,29 @@ def test_a_near_copy_is_found_in_scripts_without_spaces(
 
 @pytest.mark.parametrize("held_out", ["我今天非常高兴", "今日は天気がいい", "오늘 날씨가 좋네요"])
 def test_a_long_text_has_all_the_characters_and_is_no_copy(held_out: str) -> None:
-    other = "".join(f"{letter}的は을" for letter in reversed(held_out)) * 20
+    other = "".join(f"{letter}的は을{i % 7}" for i, letter in enumerate(held_out * 20))
     assert near_duplicates([*OTHERS, other], [held_out]) == {}
+
+
+def test_a_long_text_has_all_words_of_a_short_one_and_is_no_copy() -> None:
+    page = " ".join(f"the ability to {verb} is to speak" for verb in raw.ANIMALS + raw.PLANTS)
+    held_out = "the ability to speak"
+    copies = [held_out.upper() + "!", held_out + " loudly", "speak: " + held_out]
+    assert near_duplicates([*OTHERS, *copies, page], [held_out]).keys() == set(copies)
+
+
+def test_words_that_differ_in_vowel_marks_are_others() -> None:
+    held_out, other = "नीति की पूजा", "नाता के पाजी"  # n-t, k, p-j: the same consonants
+    found = near_duplicates([*OTHERS, other, held_out + "।"], [held_out])
+    assert found == {held_out + "।": held_out}
+
+
+@pytest.mark.parametrize(
+    "text", ["Έφυγα νωρίς από το σπίτι", "오늘 날씨가 정말 좋네요", "été à la plage"]
+)
+def test_the_way_unicode_is_written_hides_no_copy(text: str) -> None:
+    copy = unicodedata.normalize("NFD", text)
+    assert near_duplicates([*OTHERS, copy], [text]) == {copy: text}
 
 
 @pytest.mark.parametrize(
@@ -99,5 +121,6 @@ def test_an_evaluation_that_holds_nothing_is_no_evaluation(
 ) -> None:
     raw.write(tmp_path / "empty.jsonl", [{"id": 1}])
     raw.write(tmp_path / "bad.jsonl", ["{"])
-    with pytest.raises(InputError, match=problem):
+    with pytest.raises(InputError, match=problem) as caught:
         evaluation_texts(tmp_path / name)
+    assert "--skip-bad" not in caught.value.fix  # an evaluation is read whole

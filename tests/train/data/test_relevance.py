@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from nvembed_deploy.train.data.relevance import Labels, Relevance
 from nvembed_deploy.train.data.rows import Row
 
 ROWS: list[Row] = [
-    {"query": "a", "positive": "b", "label": 1, "negatives": ["c", "d"], "negative_labels": [2, 0]},
+    {
+        "query": "a",
+        "positive": "b",
+        "label": 1.0,
+        "negatives": ["c", "d"],
+        "negative_labels": [2, 0],
+    },
     {"query": "a", "positive": "e", "label": "3"},
-    {"query": "f", "positive": "e", "negatives": ["g", " "], "negative_labels": [None, 7]},
+    {"query": "f", "positive": "e", "negatives": ["g", " "], "negative_labels": [float("nan"), 7]},
 ]
 PASSAGES = {text: number for number, text in enumerate("bcdegh")}
 KNOWN = Relevance(ROWS, PASSAGES, {"a": {"b", "e"}, "f": {"e"}})
@@ -30,18 +38,21 @@ def test_a_text_has_the_labels_of_all_its_rows() -> None:
 
 
 def test_a_text_that_shares_any_label_is_relevant_and_no_other() -> None:
-    assert [text for text in "abcdefgh" if KNOWN.is_relevant("a", text)] == ["a", "b", "e"]
-    assert [text for text in "abcdefgh" if KNOWN.is_other("a", text)] == ["c", "d"]
-    assert [text for text in "abcdefgh" if KNOWN.is_relevant("f", text)] == ["e", "f"]
-    assert [text for text in "abcdefgh" if KNOWN.is_other("f", text)] == []
+    assert [numbers.tolist() for numbers in KNOWN.relevant("a")] == [
+        [PASSAGES["b"], PASSAGES["e"]],
+        [],
+    ]
+    other = np.array([PASSAGES[text] for text in "cdgh"])
+    assert KNOWN.are_others("a", other).tolist() == [True, True, False, False]
+    assert [numbers.tolist() for numbers in KNOWN.relevant("f")] == [[], [PASSAGES["e"]]]
+    assert not KNOWN.are_others("f", other).any()
 
 
 def test_passages_are_known_by_their_labels() -> None:
     assert KNOWN.alike(Labels("13")).tolist() == [PASSAGES["b"], PASSAGES["e"]]
     assert KNOWN.alike(Labels()).tolist() == []
-    assert (KNOWN.count_relevant("a"), KNOWN.count_relevant("f")) == (2, 1)
 
 
-def test_the_query_counts_where_it_is_a_passage() -> None:
-    known = Relevance([], {"a": 0, "b": 1, "c": 2}, {"a": {"b"}})
-    assert known.count_relevant("a") == 2
+def test_the_query_is_relevant_where_it_is_a_passage() -> None:
+    known = Relevance([], {"c": 0, "b": 1, "a": 2}, {"a": {"b"}})
+    assert [numbers.tolist() for numbers in known.relevant("a")] == [[], [1, 2]]

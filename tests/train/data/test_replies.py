@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nvembed_deploy.train.data.prompts import Shape
-from nvembed_deploy.train.data.replies import normal, read_example, read_tasks
+from nvembed_deploy.train.data.replies import read_example, read_tasks
 
 TASK = "Given a name, find the story"
 LONG = "once upon a time there was a name that nobody knew"
@@ -66,6 +66,27 @@ def test_a_label_is_shorter_than_its_text() -> None:
     assert isinstance(read_example(json.dumps(EXAMPLE), Shape.SHORT_SHORT, TASK), dict)
 
 
+@pytest.mark.parametrize(
+    ("short", "long", "other"),
+    [
+        (
+            "怎样煮米饭",
+            "先把米洗净。再加水。用小火煮二十分钟。最后焖十分钟",
+            "米饭在南方是主食。农民春天播种",
+        ),
+        ("วิธีหุงข้าว", "ล้างข้าวให้สะอาดแล้วเติมน้ำหุงด้วยไฟอ่อนยี่สิบนาที", "ข้าวเป็นอาหารหลักของคนไทยทุกภาค"),
+    ],
+    ids=["Chinese", "Thai"],
+)
+def test_lengths_are_told_where_words_have_no_spaces(short: str, long: str, other: str) -> None:
+    example = {"query": short, "positive": long, "negative": other}
+    assert isinstance(read_example(json.dumps(example), Shape.SHORT_LONG, TASK), dict)
+    turned = {**example, "query": long, "positive": short}
+    assert isinstance(read_example(json.dumps(turned), Shape.LONG_SHORT, TASK), dict)
+    assert isinstance(read_example(json.dumps(turned), Shape.SHORT_LONG, TASK), str)
+    assert isinstance(read_example(json.dumps(example), Shape.LONG_SHORT, TASK), str)
+
+
 def test_tasks_are_instructions_of_a_fitting_length() -> None:
     tasks = [
         "Given a name,  find the\nstory.",
@@ -80,8 +101,3 @@ def test_tasks_are_instructions_of_a_fitting_length() -> None:
     assert read_tasks(half) == ["Given a name, find it"]
     assert read_tasks('["no"]') == "no task in the array"
     assert read_tasks("none") == "no JSON array"
-
-
-def test_case_spaces_and_punctuation_make_no_difference() -> None:
-    assert normal("Don't  STOP — ﬁnd it!") == normal("don t stop find it")
-    assert normal("one") != normal("two")

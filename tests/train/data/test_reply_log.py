@@ -43,6 +43,14 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
             ReplyLog(tmp_path / "log", {"model": "m", "seed": 1})
 
 
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "log")
+    lines = (tmp_path / "log").read_bytes().split(b"\n")
+    (tmp_path / "log").write_bytes(b"\n".join([*lines[:2], b"\0" * 9, *lines[3:]]))
+    with pytest.raises(InputError, match="line 3: "):
+        ReplyLog(tmp_path / "log", SETTINGS)
+
+
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
     with ReplyLog(tmp_path / "log", SETTINGS), pytest.raises(InputError, match="another run"):
         ReplyLog(tmp_path / "log", SETTINGS)

@@ -61,6 +61,18 @@ def test_bad_lines_are_counted_by_reason_with_their_first_place(tmp_path: Path) 
         list(read_rows(path, Faults(stop=True)))
 
 
+def test_many_reasons_are_a_few_lines() -> None:
+    faults = Faults(stop=False)
+    for number in range(1000):
+        faults.add(f"line {number}", f"score is {max(number, 990)!r}")
+    lines = faults.lines()
+    assert lines[0] == "    991 x score is 990 (first: line 0)"
+    assert len(lines) == 10
+    faults.add("line 1000", "another")
+    faults.add("line 1001", "and another")
+    assert faults.lines()[10:] == ["      2 x for 2 other reasons"]
+
+
 def test_what_a_killed_run_left_is_written_over(tmp_path: Path) -> None:
     (tmp_path / ".rows.jsonl.partial").write_text("half a li")
     write_rows(tmp_path / "rows.jsonl", ROWS)

@@ -32,6 +32,13 @@ def test_negatives_share_words_and_are_not_known_to_be_alike() -> None:
     assert set(second) >= {"the cat left the mat", "a dog sat on the mat"}
 
 
+def test_a_sentence_in_another_case_is_no_negative() -> None:
+    others = ("A CAT sat on the mat!", "The cat is on a mat.", "on the mat sat a cat")
+    more = [Scored("line 5", text, "it rains", 0.0) for text in others]
+    negatives = [row["negatives"] for _, row in both_directions([*PAIRS, *more], source("sts"))]
+    assert [set(found) & set(others) for found in negatives] == [{others[2]}, {others[2]}]
+
+
 def test_there_are_as_many_negatives_as_asked_for() -> None:
     for count in (0, 1):
         rows = both_directions(PAIRS, source("sts", negatives=count))
@@ -47,7 +54,9 @@ def test_another_scale_is_brought_to_five() -> None:
 FAULTS = {
     "no text": ({"sentence1": None}, "sentence1 is None, expected a text"),
     "empty": ({"sentence2": " "}, "sentence2 is empty"),
+    "half a pair": ({"sentence2": "a\ud800"}, "sentence2 is no valid Unicode"),
     "no score": ({"score": "high"}, "score is 'high', expected 0 to 5"),
+    "huge": ({"score": 10**400}, f"score is 1{'0' * 59}, expected 0 to 5"),
     "too high": ({"score": 87}, "score is 87, expected 0 to 5"),
     "not a number": ({"score": float("nan")}, "score is nan, expected 0 to 5"),
     "a flag": ({"score": True}, "score is True, expected 0 to 5"),
