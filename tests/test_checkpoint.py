@@ -218,7 +218,7 @@ ASSEMBLED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no schema": ({"schema_version": None}, ["got schema_version None"]),
     "an unknown key": ({"lora": "adapter"}, ["unknown keys ['lora']"]),
     "a base that is not there": ({"base": "gone"}, ["base 'gone' leads to", "does not exist"]),
-    "a base of a wrong kind": ({"base": 7}, ["'base' is 7, expected a str"]),
+    "a base of a wrong kind": ({"base": 7}, ["base is 7, expected a text or null"]),
     "no base": ({"base": None}, ["'base' is None, expected a path"]),
     "an adapter that is not there": ({"adapter": "lora"}, ["adapter 'lora'", "does not exist"]),
     "a pooler that is not there": ({"pooler": "p.bin"}, ["pooler 'p.bin'", "does not exist"]),
@@ -257,7 +257,7 @@ ASSEMBLED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"text": {"instruction_template": "{task}"}},
         ["'{task}'", "KeyError"],
     ),
-    "a prompt of a wrong kind": ({"prompts": {"query": 3}}, ["prompt 'query' is 3"]),
+    "a prompt of a wrong kind": ({"prompts": {"query": 3}}, ["prompts.query is 3, expected a text"]),
 }
 
 

@@ -22,6 +22,7 @@ from nvembed_deploy.checkpoint import (
     foreign_files,
     open_base,
     open_checkpoint,
+    place_of,
     write_tokenizer,
 )
 from nvembed_deploy.errors import CheckpointError
@@ -190,7 +191,7 @@ def _place_pooler(parts: Parts, path: Path, seed: int) -> None:
 def _place(base: Path, stage: Path, out: Path, copy: bool) -> str:
     """Return the base's path as the checkpoint names it, copying it in if asked to."""
     if not copy:
-        return os.path.relpath(base.resolve(), out.resolve())
+        return os.path.relpath(place_of(base), out.resolve())
     if base.is_dir():
         shutil.copytree(base, stage / "base")
         return "base"
