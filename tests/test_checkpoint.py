@@ -257,7 +257,7 @@ ASSEMBLED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"text": {"instruction_template": "{task}"}},
         ["'{task}'", "KeyError"],
     ),
-    "a prompt of a wrong kind": ({"prompts": {"query": 3}}, ["prompts.query is 3, expected a text"]),
+    "a prompt of a wrong kind": ({"prompts": {"query": 3}}, ["prompts.query is 3, expected a"]),
 }
 
 

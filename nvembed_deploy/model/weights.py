@@ -131,8 +131,8 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
             named[key] = tensor  # unknown: `_check` names it
         elif name in named:
             raise CheckpointError(
-                f"{name} is in {named[name].path} and, as {key}, in {tensor.path}: which one is the "
-                "model's is not known",
+                f"{name} is in {named[name].path} and, as {key}, in {tensor.path}: which one is "
+                "the model's is not known",
                 "remove the one that is not",
             )
         elif name.startswith(prefix):  # a released folder holds the other part too

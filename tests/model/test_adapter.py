@@ -133,6 +133,28 @@ def test_what_cannot_be_merged_is_refused_by_name(
         open_adapter(tmp_path, TARGETS)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": "4"},
+        {"r": None},
+        {"lora_alpha": {"q_proj": 8}},
+        {"lora_alpha": float("nan")},
+        {"rank_pattern": [4]},
+        {"alpha_pattern": {"(q_proj": 8}},
+    ],
+    ids=str,
+)
+def test_a_rank_or_alpha_that_is_no_number_is_refused(
+    tmp_path: Path, tiny_base: Path, options: dict[str, object]
+) -> None:
+    write_adapter(tiny_base, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: rank and alpha of layers\."):
+        open_adapter(tmp_path, TARGETS)
+
+
 def corrupt(folder: Path, change: Any) -> None:
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
