@@ -291,7 +291,7 @@ def _tokenizer(folder: Path) -> Path:
 def write_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
     """Write the checkpoint's tokenizer.json to `out`, building it if the base is a GGUF file."""
     if checkpoint.tokenizer.suffix == ".gguf":
-        from nvembed_deploy.gguf import tokenizer_from_gguf
+        from nvembed_deploy.gguf_tokenizer import tokenizer_from_gguf
 
         out.write_text(tokenizer_from_gguf(checkpoint.tokenizer).to_str(), encoding="utf-8")
     else:

@@ -21,11 +21,8 @@ from nvembed_deploy.gguf_header import (
     import_gguf,
     read_header,
 )
-from nvembed_deploy.gguf_tokenizer import tokenizer_from_gguf
 from nvembed_deploy.spec import BackboneSpec, backbone_fault
 from nvembed_deploy.tensorfile import TensorEntry
-
-__all__ = ["GGUFFile", "GGUFTensor", "open_gguf", "tokenizer_from_gguf"]
 
 _ARCHITECTURE = "llama"
 _TOP = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}

@@ -20,7 +20,8 @@ from nvembed_deploy.config import read_json
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.names import our_name
 from nvembed_deploy.spec import what_fits
-from nvembed_deploy.tensorfile import TensorEntry, find_nonfinite, open_tensors
+from nvembed_deploy.tensordtype import find_nonfinite
+from nvembed_deploy.tensorfile import TensorEntry, open_tensors
 
 _MERGEABLE: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),

@@ -15,7 +15,7 @@ from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.adapter import Adapter, open_adapter
 from nvembed_deploy.model.names import BACKBONE, POOLER, expected_shapes, our_name
 from nvembed_deploy.spec import ModelSpec
-from nvembed_deploy.tensorfile import find_nonfinite
+from nvembed_deploy.tensordtype import find_nonfinite
 
 _SHOWN = 10  # problems named in one message
 _EMBEDDINGS = BACKBONE + "embed_tokens.weight"
