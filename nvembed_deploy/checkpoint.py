@@ -116,19 +116,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{config_path}: got model_type {config.get('model_type')!r}, expected {_RELEASED!r}",
             f"a plain decoder needs a pooler: nvembed-deploy assemble {quote(str(path))} OUT",
         )
-    return _open_released(path, config)
-
-
-def _open_released(path: Path, config: dict[str, Any]) -> Checkpoint:
-    tensors = open_tensor_folder(path)
-    return Checkpoint(
-        path=path,
-        spec=released_spec(config, path),
-        backbone=tensors,
-        pooler=tensors,
-        adapter=None,
-        tokenizer=_tokenizer(path),
-    )
+    spec, tensors, tokenizer = open_base(path)
+    return Checkpoint(path, spec, tensors, tensors, adapter=None, tokenizer=tokenizer)
 
 
 def _open_assembled(path: Path) -> Checkpoint:
@@ -210,6 +199,11 @@ def open_base(base: Path) -> tuple[ModelSpec, Mapping[str, Tensor], Path]:
         raise CheckpointError(
             f"base {base} is neither a folder nor a .gguf file",
             "name a Mistral/Llama-family folder (config.json, safetensors) or a GGUF file",
+        )
+    if (base / DESCRIPTION).exists():
+        raise CheckpointError(
+            f"base {base} is a checkpoint itself, expected a plain decoder",
+            f"export it as it is, or name the base that its {DESCRIPTION} names",
         )
     config = read_json(base / "config.json")
     if config.get("model_type") == _RELEASED:

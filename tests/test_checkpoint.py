@@ -290,3 +290,9 @@ def test_a_released_folder_can_be_a_base_without_its_pooler(
     whole = open_weights(open_checkpoint(tiny_checkpoint))
     assert set(found.shapes) == {n for n in whole.shapes if n.startswith("backbone.")}
     assert all(np.array_equal(found.read(n), whole.read(n)) for n in found.shapes)
+
+
+def test_a_checkpoint_is_no_base(assembled: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a checkpoint itself") as caught:
+        assemble_checkpoint(Parts(assembled), tmp_path / "out")
+    assert caught.value.fix.startswith("export it as it is")
