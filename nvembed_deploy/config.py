@@ -64,8 +64,17 @@ def released_spec(config: dict[str, Any], folder: Path) -> ModelSpec:
         backbone=backbone,
         pooler=_released_pooler(config, backbone.hidden_size, path),
         text=text_from_config(text_config, path),
-        name=folder.resolve().name,
+        name=_name_of(folder.resolve()),
     )
+
+
+def _name_of(folder: Path) -> str:
+    """Return what a model's folder is called; in the hub's cache models--OWNER--NAME is, above it.
+
+    A folder there is named by its revision: models--OWNER--NAME/snapshots/REVISION.
+    """
+    kept = folder.parents[1].name if folder.parent.name == "snapshots" else ""
+    return kept.rpartition("--")[2] or folder.name
 
 
 def _refuse_flags(config: dict[str, Any], path: Path) -> None:

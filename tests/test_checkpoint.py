@@ -292,6 +292,20 @@ def test_a_released_folder_can_be_a_base_without_its_pooler(
     assert all(np.array_equal(found.read(n), whole.read(n)) for n in found.shapes)
 
 
+def test_a_model_in_the_hub_s_cache_is_called_as_on_the_hub(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    blobs, snapshot = (tmp_path / "models--nvidia--NV-Embed-v2" / n for n in ("blobs", "snapshots"))
+    shutil.copytree(tiny_checkpoint, blobs)
+    (snapshot / "3fa9").mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / "3fa9" / file.name).symlink_to(f"../../blobs/{file.name}")
+    checkpoint = open_checkpoint(snapshot / "3fa9")
+    assert checkpoint.spec.name == "NV-Embed-v2"
+    assert open_weights(checkpoint).read("pooler.latents").any()
+    assert open_checkpoint(snapshot.rename(blobs.parent / "own") / "3fa9").spec.name == "3fa9"
+
+
 def test_a_checkpoint_is_no_base(assembled: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a checkpoint itself") as caught:
         assemble_checkpoint(Parts(assembled), tmp_path / "out")
