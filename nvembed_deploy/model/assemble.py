@@ -193,10 +193,18 @@ def _place(base: Path, stage: Path, out: Path, copy: bool) -> str:
     if not copy:
         return os.path.relpath(place_of(base), out.resolve())
     if base.is_dir():
-        shutil.copytree(base, stage / "base")
+        shutil.copytree(base, stage / "base", ignore=_dangling)
         return "base"
     shutil.copyfile(base, stage / base.name)
     return base.name
+
+
+def _dangling(folder: str, names: list[str]) -> list[str]:
+    """Name the links that lead nowhere, for copytree to pass over.
+
+    Its own option for that looks for what a relative link names in the working directory.
+    """
+    return [name for name in names if not Path(folder, name).exists()]
 
 
 def write_fresh_pooler(path: Path, spec: PoolerSpec, backbone: BackboneSpec, seed: int) -> None:
