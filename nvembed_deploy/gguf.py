@@ -160,7 +160,7 @@ def _sizes(header: GGUFHeader) -> BackboneSpec:
         "max_positions": "context_length",
     }
     values = {name: header.get(f"{_ARCHITECTURE}.{key}", int) for name, key in sizes.items()}
-    num_tokens = len(header.metadata.get("tokenizer.ggml.tokens", ()))
+    num_tokens = len(header.get("tokenizer.ggml.tokens", list, []))
     return BackboneSpec(
         hidden_size=values["hidden_size"],
         num_layers=values["num_layers"],

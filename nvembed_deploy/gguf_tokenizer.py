@@ -114,7 +114,7 @@ def _byte_level(header: GGUFHeader, vocabulary: _Vocabulary) -> Tokenizer:
         _SMOLLM: _smollm_split,
         _LLAMA3: _llama3_split,
     }
-    if pre not in splits:
+    if pre not in list(splits):  # it may be of any kind
         raise _refuse(header, f"tokenizer.ggml.pre is {pre!r}, expected {sorted(splits)}")
     spelled = [m.partition(" ") for m in header.get_all("tokenizer.ggml.merges", str)]
     merges = [(left, right) for left, _, right in spelled]

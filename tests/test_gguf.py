@@ -222,6 +222,7 @@ METADATA_FAULTS: dict[str, tuple[dict[str, object], str]] = {
         {"llama.attention.layer_norm_rms_epsilon": 0.0},
         "rms_norm_eps is 0.0, expected",
     ),
+    "tokens that are a number": ({"tokenizer.ggml.tokens": 7}, "tokens is 7, expected list"),
     "attention scale": ({"llama.attention.scale": 0.5}, r"llama\.attention\.scale is 0\.5"),
 }
 

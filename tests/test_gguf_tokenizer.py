@@ -276,6 +276,7 @@ BYTE_LEVEL_FAULTS: dict[str, tuple[dict[str, object], str]] = {
     "no kind": ({"tokenizer.ggml.model": None}, "the key tokenizer.ggml.model is missing"),
     "split": ({"tokenizer.ggml.pre": "tekken"}, "pre is 'tekken', expected .*'smollm'"),
     "no split": ({"tokenizer.ggml.pre": None}, "pre is None, expected .*'smollm'"),
+    "a split that is no text": ({"tokenizer.ggml.pre": [1]}, r"pre is \[1\], expected .*'smollm'"),
     "a split of no model's": ({"tokenizer.ggml.pre": "default"}, "pre is 'default', expected"),
     "no tokens": ({"tokenizer.ggml.tokens": None}, "the key tokenizer.ggml.tokens is missing"),
     "numbers": ({"tokenizer.ggml.tokens": [1, 2]}, "tokens holds 1, expected only str"),
