@@ -153,7 +153,13 @@ def _linears(
                 "use an adapter trained on this base, with LoRA on linears only",
             )
         linear = linears.setdefault(name, _Linear(match["module"], {}))
-        linear.parts[match["part"]] = entry
+        first = linear.parts.setdefault(match["part"], entry)
+        if first is not entry:
+            raise CheckpointError(
+                f"{path}: {first.name} and {key} are of one linear: which one is the adapter's is "
+                "not known",
+                "save the trained adapter again",
+            )
     return linears
 
 

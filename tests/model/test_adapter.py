@@ -163,6 +163,7 @@ def corrupt(folder: Path, change: Any) -> None:
 
 
 KEY = "base_model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+TWIN = KEY.format("A").replace("layers", "model.layers")
 
 
 @pytest.mark.parametrize(
@@ -170,10 +171,11 @@ KEY = "base_model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     [
         (lambda t: t.pop(KEY.format("B")), r"q_proj.*\['lora_A'\]"),
         (lambda t: t.update({KEY.format("A"): np.zeros((5, 64), np.float32)}), r"\[5, 64\]"),
+        (lambda t: t.update({TWIN: t[KEY.format("A")]}), "are of one linear"),
         (lambda t: t.update({"base_model.model.vision.lora_A.weight": np.zeros(1)}), "vision"),
         (lambda t: t.update({KEY.format("A"): np.full((4, 64), np.nan, np.float32)}), "NaN"),
     ],
-    ids=["missing-B", "wrong-rank", "unknown-module", "nan"],
+    ids=["missing-B", "wrong-rank", "twice", "unknown-module", "nan"],
 )
 def test_a_damaged_adapter_is_refused_by_key(
     tmp_path: Path, tiny_base: Path, change: Any, message: str
