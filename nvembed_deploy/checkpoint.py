@@ -198,7 +198,8 @@ def open_base(base: Path) -> tuple[ModelSpec, Mapping[str, Tensor], Path]:
     if not base.is_dir():
         raise CheckpointError(
             f"base {base} is neither a folder nor a .gguf file",
-            "name a Mistral/Llama-family folder (config.json, safetensors) or a GGUF file",
+            "name a Mistral/Llama-family folder (config.json, safetensors) or a GGUF file: one "
+            "whose name ends otherwise (T.GGUF, Ollama's blobs) by a link that ends in .gguf",
         )
     if (base / DESCRIPTION).exists():
         raise CheckpointError(
