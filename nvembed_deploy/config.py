@@ -180,13 +180,14 @@ def _fitting(config: dict[str, Any], key: str, default: Any, *, like: float) -> 
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the rotary options: `rope_parameters` since transformers 5, `rope_scaling` before."""
-    options: dict[str, Any] = {}
-    for key in ("rope_parameters", "rope_scaling"):
-        value = config.get(key) or {}
-        if not isinstance(value, dict):
-            raise ValueError(f"{key} is {value!r}, expected an object")  # noqa: TRY004 - one kind
-        options |= value
+    """Return the rotary options: `rope_parameters` since transformers 5, `rope_scaling` before.
+
+    Of a config that has both, transformers takes `rope_scaling` alone.
+    """
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    options = config.get(key) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"{key} is {options!r}, expected an object")  # noqa: TRY004 - one kind
     return options
 
 
