@@ -31,6 +31,7 @@ OTHER = replace(
     TINY,
     backbone=replace(TINY.backbone, rope_theta=1e6, rms_norm_eps=1e-6, max_positions=512),
 )
+MEAN = PoolerSpec(pooling=Pooling.MEAN)
 SPECS = {"grouped heads": TINY, "all heads": ALL_HEADS, "other numbers": OTHER}
 
 
@@ -323,7 +324,7 @@ def test_a_gguf_file_in_the_hub_s_cache_is_a_base_by_the_name_of_its_link(
     write_model(tmp_path / "tiny.gguf").rename(tmp_path / "blob")
     (snapshot / "tiny.gguf").symlink_to("../../blob")
     shutil.copy(tiny_base / "tokenizer.json", snapshot)
-    parts = Parts(snapshot / "tiny.gguf", pooler_spec=PoolerSpec(pooling=Pooling.MEAN))
+    parts = Parts(snapshot / "tiny.gguf", pooler_spec=MEAN)
     assemble_checkpoint(parts, out)
     assert json.loads((out / DESCRIPTION).read_text())["base"] == "../snapshots/1a2b/tiny.gguf"
     (out / "tokenizer.json").unlink()
@@ -332,3 +333,17 @@ def test_a_gguf_file_in_the_hub_s_cache_is_a_base_by_the_name_of_its_link(
     assert same_bits(
         open_weights(checkpoint).read("backbone.norm.weight"), hugging_face()["norm.weight"]
     )
+
+
+def test_a_tokenizer_beside_a_gguf_file_that_is_copied_is_taken(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """The file's own, which cannot be built here, is not looked at."""
+    own = Path(shutil.copy(tiny_base / "tokenizer.json", tmp_path))
+    parts = Parts(write_model(tmp_path / "tiny.gguf"), pooler_spec=MEAN)
+    assemble_checkpoint(parts, tmp_path / "out", copy_base=True)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == own.read_bytes()
+    own.unlink()
+    with pytest.raises(CheckpointError, match="its merges do not fit") as caught:
+        assemble_checkpoint(parts, tmp_path / "other", copy_base=True)
+    assert str(parts.base) in caught.value.problem
