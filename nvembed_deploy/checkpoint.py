@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
+from types import NoneType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ from nvembed_deploy.config import (
     text_from_config,
 )
 from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.kinds import Kinds, check_kinds, check_values
 from nvembed_deploy.spec import ModelSpec, PoolerSpec, TextSpec, template_fault, with_values
 from nvembed_deploy.staging import names_in
 from nvembed_deploy.tensorfile import open_tensor_folder, open_tensors
@@ -36,16 +38,16 @@ DESCRIPTION = "checkpoint.json"
 SCHEMA_VERSION = 1
 _RELEASED = "nvembed"
 """The released config's model_type."""
-_KINDS: dict[str, type] = {
+_KINDS: Kinds = {
     "schema_version": int,
-    "name": str,
-    "base": str,
-    "adapter": str,
-    "pooler": str,
-    "pooler_spec": dict,
-    "causal": bool,
-    "text": dict,
-    "prompts": dict,
+    "name": (str, NoneType),
+    "base": (str, NoneType),
+    "adapter": (str, NoneType),
+    "pooler": (str, NoneType),
+    "pooler_spec": (dict, NoneType),
+    "causal": (bool, NoneType),
+    "text": (dict, NoneType),
+    "prompts": (dict, NoneType),
 }
 _PARTS = ("base", "adapter", "pooler")
 _Part = TypeVar("_Part", PoolerSpec, TextSpec)
@@ -114,19 +116,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{config_path}: got model_type {config.get('model_type')!r}, expected {_RELEASED!r}",
             f"a plain decoder needs a pooler: nvembed-deploy assemble {quote(str(path))} OUT",
         )
-    return _open_released(path, config)
-
-
-def _open_released(path: Path, config: dict[str, Any]) -> Checkpoint:
-    tensors = open_tensor_folder(path)
-    return Checkpoint(
-        path=path,
-        spec=released_spec(config, path),
-        backbone=tensors,
-        pooler=tensors,
-        adapter=None,
-        tokenizer=_tokenizer(path),
-    )
+    spec, tensors, tokenizer = open_base(path)
+    return Checkpoint(path, spec, tensors, tensors, adapter=None, tokenizer=tokenizer)
 
 
 def _open_assembled(path: Path) -> Checkpoint:
@@ -172,6 +163,15 @@ def foreign_files(folder: Path) -> list[str]:
     return [name for name in names_in(folder) if name not in ours and not name.startswith(inside)]
 
 
+def place_of(part: Path) -> Path:
+    """Return where a base, a pooler or a tokenizer lies, free of links to the folder.
+
+    A file's own name stays: the hub's cache links it to a blob that has neither its name nor its
+    neighbours, and both tell what a GGUF file is.
+    """
+    return part.resolve() if part.is_dir() else part.parent.resolve() / part.name
+
+
 def is_released(folder: Path) -> bool:
     """Return whether a folder is in the released layout."""
     config = folder / "config.json"
@@ -198,7 +198,13 @@ def open_base(base: Path) -> tuple[ModelSpec, Mapping[str, Tensor], Path]:
     if not base.is_dir():
         raise CheckpointError(
             f"base {base} is neither a folder nor a .gguf file",
-            "name a Mistral/Llama-family folder (config.json, safetensors) or a GGUF file",
+            "name a Mistral/Llama-family folder (config.json, safetensors) or a GGUF file: one "
+            "whose name ends otherwise (T.GGUF, Ollama's blobs) by a link that ends in .gguf",
+        )
+    if (base / DESCRIPTION).exists():
+        raise CheckpointError(
+            f"base {base} is a checkpoint itself, expected a plain decoder",
+            f"export it as it is, or name the base that its {DESCRIPTION} names",
         )
     config = read_json(base / "config.json")
     if config.get("model_type") == _RELEASED:
@@ -217,29 +223,17 @@ def _check_description(description: dict[str, Any], path: Path) -> None:
             f"{path}: got schema_version {version!r}, expected {SCHEMA_VERSION}",
             "write the checkpoint again with this version of nvembed-deploy, or update it",
         )
-    unknown = sorted(set(description) - _KINDS.keys())
-    if unknown:
+    try:
+        check_kinds(description, _KINDS, optional=_KINDS)
+        check_values(description.get("prompts") or {}, str, "prompts")
+    except ValueError as error:
         raise CheckpointError(
-            f"{path}: unknown keys {unknown}", f"remove them; known keys are {sorted(_KINDS)}"
-        )
-    for key, value in description.items():
-        if value is not None and not isinstance(value, _KINDS[key]):
-            raise CheckpointError(
-                f"{path}: {key!r} is {value!r}, expected a {_KINDS[key].__name__}", "correct it"
-            )
-    _check_names(description, path)
-
-
-def _check_names(description: dict[str, Any], path: Path) -> None:
-    """Refuse names that would break a table, and prompts that are no texts."""
-    prompts = description.get("prompts") or {}
-    for name in (description.get("name") or "", *prompts):
+            f"{path}: {error}", f"correct it; the keys are {sorted(_KINDS)}"
+        ) from error
+    # They would break a table.
+    for name in (description.get("name") or "", *(description.get("prompts") or {})):
         if not name.isprintable():
             problem = f"the name {name!r} is not one line of printable text"
-            raise CheckpointError(f"{path}: {problem}", "correct it")
-    for name, prefix in prompts.items():
-        if not isinstance(prefix, str):
-            problem = f"prompt {name!r} is {prefix!r}, expected a str"
             raise CheckpointError(f"{path}: {problem}", "correct it")
 
 
@@ -250,7 +244,7 @@ def _part(path: Path, description: dict[str, Any], key: str) -> Path:
             f"{path / DESCRIPTION}: {key!r} is {value!r}, expected a path",
             f"name the {key} relative to {path}",
         )
-    part = (path / value).resolve()
+    part = place_of(path / value)
     if not part.exists():
         raise CheckpointError(
             f"{path / DESCRIPTION}: {key} {value!r} leads to {part}, which does not exist",
@@ -292,7 +286,7 @@ def _tokenizer(folder: Path) -> Path:
 def write_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
     """Write the checkpoint's tokenizer.json to `out`, building it if the base is a GGUF file."""
     if checkpoint.tokenizer.suffix == ".gguf":
-        from nvembed_deploy.gguf import tokenizer_from_gguf
+        from nvembed_deploy.gguf_tokenizer import tokenizer_from_gguf
 
         out.write_text(tokenizer_from_gguf(checkpoint.tokenizer).to_str(), encoding="utf-8")
     else:

@@ -97,6 +97,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """Read --seed, as argparse calls it."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
+    return int(text)
+
+
 def check_out(option: str, path: Path | None) -> None:
     """Refuse, before anything is computed, what could not be written in the end.
 

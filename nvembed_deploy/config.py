@@ -64,8 +64,17 @@ def released_spec(config: dict[str, Any], folder: Path) -> ModelSpec:
         backbone=backbone,
         pooler=_released_pooler(config, backbone.hidden_size, path),
         text=text_from_config(text_config, path),
-        name=folder.resolve().name,
+        name=_name_of(folder.resolve()),
     )
+
+
+def _name_of(folder: Path) -> str:
+    """Return what a model's folder is called; in the hub's cache models--OWNER--NAME is, above it.
+
+    A folder there is named by its revision: models--OWNER--NAME/snapshots/REVISION.
+    """
+    kept = folder.parents[1].name if folder.parent.name == "snapshots" else ""
+    return kept.rpartition("--")[2] or folder.name
 
 
 def _refuse_flags(config: dict[str, Any], path: Path) -> None:
@@ -171,13 +180,14 @@ def _fitting(config: dict[str, Any], key: str, default: Any, *, like: float) -> 
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the rotary options: `rope_parameters` since transformers 5, `rope_scaling` before."""
-    options: dict[str, Any] = {}
-    for key in ("rope_parameters", "rope_scaling"):
-        value = config.get(key) or {}
-        if not isinstance(value, dict):
-            raise ValueError(f"{key} is {value!r}, expected an object")  # noqa: TRY004 - one kind
-        options |= value
+    """Return the rotary options: `rope_parameters` since transformers 5, `rope_scaling` before.
+
+    Of a config that has both, transformers takes `rope_scaling` alone.
+    """
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    options = config.get(key) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"{key} is {options!r}, expected an object")  # noqa: TRY004 - one kind
     return options
 
 

@@ -21,11 +21,8 @@ from nvembed_deploy.gguf_header import (
     import_gguf,
     read_header,
 )
-from nvembed_deploy.gguf_tokenizer import tokenizer_from_gguf
 from nvembed_deploy.spec import BackboneSpec, backbone_fault
 from nvembed_deploy.tensorfile import TensorEntry
-
-__all__ = ["GGUFFile", "GGUFTensor", "open_gguf", "tokenizer_from_gguf"]
 
 _ARCHITECTURE = "llama"
 _TOP = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
@@ -163,7 +160,7 @@ def _sizes(header: GGUFHeader) -> BackboneSpec:
         "max_positions": "context_length",
     }
     values = {name: header.get(f"{_ARCHITECTURE}.{key}", int) for name, key in sizes.items()}
-    num_tokens = len(header.metadata.get("tokenizer.ggml.tokens", ()))
+    num_tokens = len(header.get("tokenizer.ggml.tokens", list, []))
     return BackboneSpec(
         hidden_size=values["hidden_size"],
         num_layers=values["num_layers"],

@@ -103,15 +103,18 @@ def _bpe(
 
 
 def _byte_level(header: GGUFHeader, vocabulary: _Vocabulary) -> Tokenizer:
-    """Build a GPT-2 style tokenizer: split, spell bytes as letters, merge."""
+    """Build a GPT-2 style tokenizer: split, spell bytes as letters, merge.
+
+    "default" names no split: converters write it for any tokenizer, and what llama.cpp then does
+    is no model's own (punctuation apart from its space, numbers by threes).
+    """
     pre = header.metadata.get("tokenizer.ggml.pre")
     splits: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
         _GPT2: _gpt2_split,
-        "default": _gpt2_split,
         _SMOLLM: _smollm_split,
         _LLAMA3: _llama3_split,
     }
-    if pre not in splits:
+    if pre not in list(splits):  # it may be of any kind
         raise _refuse(header, f"tokenizer.ggml.pre is {pre!r}, expected {sorted(splits)}")
     spelled = [m.partition(" ") for m in header.get_all("tokenizer.ggml.merges", str)]
     merges = [(left, right) for left, _, right in spelled]

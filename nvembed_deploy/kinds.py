@@ -13,6 +13,7 @@ _WORDS: dict[type, str] = {
     dict: "an object",
     list: "a list",
     str: "a text",
+    bool: "true or false",
     int: "a whole number of at least 0",
     float: "a number",
     NoneType: "null",

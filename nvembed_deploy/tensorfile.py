@@ -19,9 +19,7 @@ import numpy as np
 
 from nvembed_deploy.config import read_json
 from nvembed_deploy.errors import CheckpointError, refuse_lfs_pointer
-from nvembed_deploy.tensordtype import DTYPES, find_nonfinite
-
-__all__ = ["TensorEntry", "find_nonfinite", "open_tensor_folder", "open_tensors"]
+from nvembed_deploy.tensordtype import DTYPES
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")

@@ -12,7 +12,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from nvembed_deploy.gguf import tokenizer_from_gguf
+from nvembed_deploy.gguf_tokenizer import tokenizer_from_gguf
 
 
 def sentencepiece_model() -> Path:

@@ -218,7 +218,7 @@ ASSEMBLED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no schema": ({"schema_version": None}, ["got schema_version None"]),
     "an unknown key": ({"lora": "adapter"}, ["unknown keys ['lora']"]),
     "a base that is not there": ({"base": "gone"}, ["base 'gone' leads to", "does not exist"]),
-    "a base of a wrong kind": ({"base": 7}, ["'base' is 7, expected a str"]),
+    "a base of a wrong kind": ({"base": 7}, ["base is 7, expected a text or null"]),
     "no base": ({"base": None}, ["'base' is None, expected a path"]),
     "an adapter that is not there": ({"adapter": "lora"}, ["adapter 'lora'", "does not exist"]),
     "a pooler that is not there": ({"pooler": "p.bin"}, ["pooler 'p.bin'", "does not exist"]),
@@ -257,7 +257,7 @@ ASSEMBLED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"text": {"instruction_template": "{task}"}},
         ["'{task}'", "KeyError"],
     ),
-    "a prompt of a wrong kind": ({"prompts": {"query": 3}}, ["prompt 'query' is 3"]),
+    "a prompt of a wrong kind": ({"prompts": {"query": 3}}, ["prompts.query is 3, expected a"]),
 }
 
 
@@ -290,3 +290,23 @@ def test_a_released_folder_can_be_a_base_without_its_pooler(
     whole = open_weights(open_checkpoint(tiny_checkpoint))
     assert set(found.shapes) == {n for n in whole.shapes if n.startswith("backbone.")}
     assert all(np.array_equal(found.read(n), whole.read(n)) for n in found.shapes)
+
+
+def test_a_model_in_the_hub_s_cache_is_called_as_on_the_hub(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    blobs, snapshot = (tmp_path / "models--nvidia--NV-Embed-v2" / n for n in ("blobs", "snapshots"))
+    shutil.copytree(tiny_checkpoint, blobs)
+    (snapshot / "3fa9").mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / "3fa9" / file.name).symlink_to(f"../../blobs/{file.name}")
+    checkpoint = open_checkpoint(snapshot / "3fa9")
+    assert checkpoint.spec.name == "NV-Embed-v2"
+    assert open_weights(checkpoint).read("pooler.latents").any()
+    assert open_checkpoint(snapshot.rename(blobs.parent / "own") / "3fa9").spec.name == "3fa9"
+
+
+def test_a_checkpoint_is_no_base(assembled: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a checkpoint itself") as caught:
+        assemble_checkpoint(Parts(assembled), tmp_path / "out")
+    assert caught.value.fix.startswith("export it as it is")

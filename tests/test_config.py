@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import MistralConfig
 
 from nvembed_deploy.config import (
     backbone_from_config,
@@ -64,6 +66,14 @@ def test_what_is_not_stated_is_what_hugging_face_assumes() -> None:
 def test_the_rope_base_is_found_wherever_it_is_written(key: str) -> None:
     config = tiny(**{key: {"rope_type": "default", "rope_theta": 5e5}})
     assert backbone_from_config(config, PATH).rope_theta == 5e5
+
+
+@pytest.mark.parametrize("scaling", [{"type": "default"}, {}, None, {"rope_theta": 9.0}], ids=str)
+def test_of_two_ropes_the_one_that_transformers_takes_is_taken(scaling: object) -> None:
+    rope = {"rope_type": "default", "rope_theta": 7e3}
+    config = tiny(rope_parameters=rope, rope_scaling=scaling, rope_theta=5e5)
+    expected = MistralConfig.from_dict(deepcopy(config)).rope_parameters["rope_theta"]
+    assert backbone_from_config(config, PATH).rope_theta == expected
 
 
 def test_several_end_tokens_mean_the_first() -> None:

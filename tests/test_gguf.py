@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvembed_deploy.checkpoint import open_base
+from nvembed_deploy.checkpoint import DESCRIPTION, open_base, open_checkpoint
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.gguf import GGUFFile, open_gguf
 from nvembed_deploy.gguf_header import read_header
-from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
+from nvembed_deploy.model.weights import open_weights
+from nvembed_deploy.spec import ModelSpec, PoolerSpec, Pooling
 from tests.factories import TINY, weights
 from tests.tensor_data import gguf_metadata, gguf_tensors, same_bits, write_gguf
 
@@ -27,6 +31,7 @@ OTHER = replace(
     TINY,
     backbone=replace(TINY.backbone, rope_theta=1e6, rms_norm_eps=1e-6, max_positions=512),
 )
+MEAN = PoolerSpec(pooling=Pooling.MEAN)
 SPECS = {"grouped heads": TINY, "all heads": ALL_HEADS, "other numbers": OTHER}
 
 
@@ -218,6 +223,7 @@ METADATA_FAULTS: dict[str, tuple[dict[str, object], str]] = {
         {"llama.attention.layer_norm_rms_epsilon": 0.0},
         "rms_norm_eps is 0.0, expected",
     ),
+    "tokens that are a number": ({"tokenizer.ggml.tokens": 7}, "tokens is 7, expected list"),
     "attention scale": ({"llama.attention.scale": 0.5}, r"llama\.attention\.scale is 0\.5"),
 }
 
@@ -308,3 +314,36 @@ def test_a_gguf_file_is_a_base_decoder(tmp_path: Path) -> None:
     assert (spec.text.bos_id, spec.text.eos_id, spec.text.pad_id) == (1, 2, 2)
     assert tokenizer == path
     assert set(entries) == set(hugging_face(OTHER))
+
+
+def test_a_gguf_file_in_the_hub_s_cache_is_a_base_by_the_name_of_its_link(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    snapshot, out = tmp_path / "snapshots" / "1a2b", tmp_path / "out"
+    snapshot.mkdir(parents=True)
+    write_model(tmp_path / "tiny.gguf").rename(tmp_path / "blob")
+    (snapshot / "tiny.gguf").symlink_to("../../blob")
+    shutil.copy(tiny_base / "tokenizer.json", snapshot)
+    parts = Parts(snapshot / "tiny.gguf", pooler_spec=MEAN)
+    assemble_checkpoint(parts, out)
+    assert json.loads((out / DESCRIPTION).read_text())["base"] == "../snapshots/1a2b/tiny.gguf"
+    (out / "tokenizer.json").unlink()
+    checkpoint = open_checkpoint(out)
+    assert checkpoint.tokenizer == snapshot / "tokenizer.json"
+    assert same_bits(
+        open_weights(checkpoint).read("backbone.norm.weight"), hugging_face()["norm.weight"]
+    )
+
+
+def test_a_tokenizer_beside_a_gguf_file_that_is_copied_is_taken(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """The file's own, which cannot be built here, is not looked at."""
+    own = Path(shutil.copy(tiny_base / "tokenizer.json", tmp_path))
+    parts = Parts(write_model(tmp_path / "tiny.gguf"), pooler_spec=MEAN)
+    assemble_checkpoint(parts, tmp_path / "out", copy_base=True)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == own.read_bytes()
+    own.unlink()
+    with pytest.raises(CheckpointError, match="its merges do not fit") as caught:
+        assemble_checkpoint(parts, tmp_path / "other", copy_base=True)
+    assert str(parts.base) in caught.value.problem

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PREFIX",
         help="a named literal prefix for encode(prompt_name=...); \\n is a line break",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of a fresh pooler (%(default)s)")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of a fresh pooler (%(default)s)")
     parser.add_argument("--copy-base", action="store_true", help="copy the base into the folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
     cli.add_traceback(parser)

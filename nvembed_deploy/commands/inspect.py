@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from nvembed_deploy import cli
@@ -42,7 +43,8 @@ def inspect(args: argparse.Namespace) -> None:
     path = args.artifact
     if not is_artifact(path) and any((path / name).is_file() for name in _CHECKPOINT_FILES):
         raise ArtifactError(
-            f"{path} is a checkpoint, expected an artifact", f"nvembed-deploy export {path} OUT"
+            f"{path} is a checkpoint, expected an artifact",
+            f"nvembed-deploy export {quote(str(path))} OUT",
         )
     artifact = open_artifact(args.artifact, "full" if args.full else "fast")
     listed = read_manifest(path)

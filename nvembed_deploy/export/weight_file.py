@@ -23,7 +23,7 @@ from nvembed_deploy.export.formats import Code
 from nvembed_deploy.export.linear import BASIS
 from nvembed_deploy.export.linear_weights import LinearWeights
 from nvembed_deploy.export.quantized import Quantized, pack_int4
-from nvembed_deploy.tensorfile import find_nonfinite
+from nvembed_deploy.tensordtype import find_nonfinite
 from nvembed_deploy.tensorwriter import SafetensorsWriter
 
 LINEAR, _SCALE = ".weight_t", ".weight_scale"

@@ -19,7 +19,9 @@ import numpy as np
 from nvembed_deploy.config import read_json
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.names import our_name
-from nvembed_deploy.tensorfile import TensorEntry, find_nonfinite, open_tensors
+from nvembed_deploy.spec import what_fits
+from nvembed_deploy.tensordtype import find_nonfinite
+from nvembed_deploy.tensorfile import TensorEntry, open_tensors
 
 _MERGEABLE: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -151,7 +153,13 @@ def _linears(
                 "use an adapter trained on this base, with LoRA on linears only",
             )
         linear = linears.setdefault(name, _Linear(match["module"], {}))
-        linear.parts[match["part"]] = entry
+        first = linear.parts.setdefault(match["part"], entry)
+        if first is not entry:
+            raise CheckpointError(
+                f"{path}: {first.name} and {key} are of one linear: which one is the adapter's is "
+                "not known",
+                "save the trained adapter again",
+            )
     return linears
 
 
@@ -169,8 +177,7 @@ def _delta(
             f"{path}: {name} has {sorted(linear.parts)}, expected {sorted(expected)}",
             "save the trained adapter again",
         )
-    rank = int(_patterned(config, "r", "rank_pattern", linear.module))
-    alpha = _patterned(config, "lora_alpha", "alpha_pattern", linear.module)
+    rank, alpha = _rank_and_alpha(config, linear.module, path.parent)
     want = {"lora_A": (rank, shape[1]), "lora_B": (shape[0], rank)}
     arrays = {
         part: _read(entry, want.get(part, (shape[0],)), path)
@@ -184,7 +191,22 @@ def _delta(
     )
 
 
-def _patterned(config: dict[str, Any], option: str, patterns: str, module: str) -> float:
+def _rank_and_alpha(config: dict[str, Any], module: str, folder: Path) -> tuple[int, float]:
+    try:
+        rank = _patterned(config, "r", "rank_pattern", module)
+        alpha = _patterned(config, "lora_alpha", "alpha_pattern", module)
+        if what_fits(rank, 1, low=1) or not math.isfinite(alpha):
+            raise ValueError(f"r {rank!r:.80}, alpha {alpha!r:.80}")  # noqa: TRY301 - one error
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, re.error) as error:
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'}: rank and alpha of {module} cannot be read: "
+            f"{error!r}",
+            "use the adapter_config.json saved beside the adapter, as peft wrote it",
+        ) from error
+    return rank, alpha
+
+
+def _patterned(config: dict[str, Any], option: str, patterns: str, module: str) -> Any:  # noqa: ANN401
     """Return an option's value for a module: the first pattern's that fits, else the config's.
 
     Source: peft `utils/other.py: get_pattern_key`. A pattern is a regular expression of the end of
@@ -192,8 +214,8 @@ def _patterned(config: dict[str, Any], option: str, patterns: str, module: str) 
     """
     for pattern, value in (config.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return float(config[option])
+            return value
+    return config[option]
 
 
 def _read(entry: TensorEntry, shape: tuple[int, ...], path: Path) -> np.ndarray:

@@ -22,6 +22,7 @@ from nvembed_deploy.checkpoint import (
     foreign_files,
     open_base,
     open_checkpoint,
+    place_of,
     write_tokenizer,
 )
 from nvembed_deploy.errors import CheckpointError
@@ -82,6 +83,7 @@ def assemble_checkpoint(
             f"{out} is inside the base {parts.base}, which cannot be copied into itself",
             "choose a folder elsewhere",
         )
+    base, _, tokenizer = open_base(parts.base)
     pooling = parts.pooler_spec.pooling
     with staged_folder(
         out, marker=DESCRIPTION, overwrite=overwrite, foreign=foreign_files
@@ -95,27 +97,25 @@ def assemble_checkpoint(
             "pooler_spec": {**asdict(parts.pooler_spec), "pooling": pooling.value},
             "causal": parts.causal,
             "prompts": parts.prompts,
-            **_text_section(parts),
+            **_text_section(parts.text, base.text),
         }
         text = json.dumps(description, indent=2) + "\n"
         (stage / DESCRIPTION).write_text(text, encoding="utf-8")
         if parts.adapter is not None:
             shutil.copytree(parts.adapter, stage / "adapter")
         if pooling.has_weights:
-            _place_pooler(parts, stage / "pooler.safetensors", seed)
+            _place_pooler(parts, stage / "pooler.safetensors", base.backbone, seed)
         checkpoint = _opened(parts, stage, Path(out))
-        if parts.tokenizer is not None:
-            checkpoint = replace(checkpoint, tokenizer=parts.tokenizer)
+        # Of the base as it was given: a copied GGUF file has no tokenizer.json beside it.
+        checkpoint = replace(checkpoint, tokenizer=parts.tokenizer or tokenizer)
         write_tokenizer(checkpoint, stage / "tokenizer.json")
         return checkpoint.spec
 
 
-def _text_section(parts: Parts) -> dict[str, Any]:
+def _text_section(text: TextSpec | None, base: TextSpec) -> dict[str, Any]:
     """Return the description's `text`, which holds what differs from the base's; else nothing."""
-    if parts.text is None:
-        return {}
-    base = asdict(open_base(parts.base)[0].text)
-    changes = {key: value for key, value in asdict(parts.text).items() if value != base[key]}
+    given, own = asdict(text or base), asdict(base)
+    changes = {key: value for key, value in given.items() if value != own[key]}
     return {"text": changes} if changes else {}
 
 
@@ -179,23 +179,30 @@ def read_pooler_sizes(path: Path) -> PoolerSizes:
     )
 
 
-def _place_pooler(parts: Parts, path: Path, seed: int) -> None:
+def _place_pooler(parts: Parts, path: Path, backbone: BackboneSpec, seed: int) -> None:
     if parts.pooler is not None:
         shutil.copyfile(parts.pooler, path)
     else:
-        spec, _, _ = open_base(parts.base)
-        write_fresh_pooler(path, parts.pooler_spec, spec.backbone, seed)
+        write_fresh_pooler(path, parts.pooler_spec, backbone, seed)
 
 
 def _place(base: Path, stage: Path, out: Path, copy: bool) -> str:
     """Return the base's path as the checkpoint names it, copying it in if asked to."""
     if not copy:
-        return os.path.relpath(base.resolve(), out.resolve())
+        return os.path.relpath(place_of(base), out.resolve())
     if base.is_dir():
-        shutil.copytree(base, stage / "base")
+        shutil.copytree(base, stage / "base", ignore=_dangling)
         return "base"
     shutil.copyfile(base, stage / base.name)
     return base.name
+
+
+def _dangling(folder: str, names: list[str]) -> list[str]:
+    """Name the links that lead nowhere, for copytree to pass over.
+
+    Its own option for that looks for what a relative link names in the working directory.
+    """
+    return [name for name in names if not Path(folder, name).exists()]
 
 
 def write_fresh_pooler(path: Path, spec: PoolerSpec, backbone: BackboneSpec, seed: int) -> None:

@@ -19,16 +19,11 @@ from nvembed_deploy.spec import BackboneSpec
 class Backbone(nn.Module):
     """Mistral/Llama-family decoder stack in which every token attends to every kept token."""
 
-    def __init__(self, spec: BackboneSpec, attention: str = "sdpa") -> None:
-        """Build the module with uninitialised weights of the default dtype.
-
-        Args:
-            spec: sizes.
-            attention: transformers' attention implementation, "sdpa" or "eager".
-        """
+    def __init__(self, spec: BackboneSpec) -> None:
+        """Build the module with uninitialised weights of the default dtype."""
         super().__init__()
         self.spec = spec
-        self.decoder = MistralModel(_config(spec, attention))
+        self.decoder = MistralModel(_config(spec))
         for layer in self.decoder.layers:
             attention_layer: Any = layer.self_attn  # torch types a submodule as Tensor | Module
             attention_layer.is_causal = False
@@ -66,7 +61,7 @@ def causal_mask(mask_B1SS: torch.Tensor) -> torch.Tensor:
     return mask_B1SS.masked_fill(torch.ones_like(mask_B1SS[0, 0]).triu(1).bool(), lowest)
 
 
-def _config(spec: BackboneSpec, attention: str) -> MistralConfig:
+def _config(spec: BackboneSpec) -> MistralConfig:
     config = MistralConfig(
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
@@ -81,5 +76,5 @@ def _config(spec: BackboneSpec, attention: str) -> MistralConfig:
         sliding_window=None,
         use_cache=False,
     )
-    config._attn_implementation = attention
+    config._attn_implementation = "sdpa"
     return config

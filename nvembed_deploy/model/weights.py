@@ -5,6 +5,7 @@ Tensors are read one at a time, or by rows, so that nobody holds the model. It n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -14,10 +15,14 @@ from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.adapter import Adapter, open_adapter
 from nvembed_deploy.model.names import BACKBONE, POOLER, expected_shapes, our_name
 from nvembed_deploy.spec import ModelSpec
-from nvembed_deploy.tensorfile import find_nonfinite
+from nvembed_deploy.tensordtype import find_nonfinite
 
 _SHOWN = 10  # problems named in one message
 _EMBEDDINGS = BACKBONE + "embed_tokens.weight"
+
+_QUANTISED = re.compile(r"(?i)scale|absmax|quant|scb$|qweight|qzeros|packed|zero_point")
+"""In the names of what quantised weights (AWQ, GPTQ, bitsandbytes, FP8, ...) have beside them."""
+_NOT_QUANTISED = "use the model as it was before quantisation, in float32, float16 or bfloat16"
 
 _IGNORED_TAILS = ("rotary_emb.inv_freq", "lm_head.weight")
 """Base decoders carry these; an embedder uses neither (rotary angles are computed)."""
@@ -39,10 +44,15 @@ class Weights:
         """Return a tensor, or `rows` of its first axis: stored dtype, float32 where merged.
 
         Raises:
-            CheckpointError: a value is NaN or infinite.
+            CheckpointError: a value is NaN or infinite, or its format has no fractions.
         """
         tensor = self._tensors[name]
         array = tensor.read(rows)
+        if array.dtype.kind in "biu":
+            raise CheckpointError(
+                f"{name} in {tensor.path}: got {array.dtype} values, expected a float format",
+                _NOT_QUANTISED,
+            )
         index = find_nonfinite(array)
         if index is not None:
             first = (rows.start or 0) if rows is not None else 0
@@ -82,8 +92,9 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
     """Map every tensor of a checkpoint to our names and check that the set is complete.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape (all are listed), the
-            pooler's file holds tensors of a decoder, or the adapter asks for what cannot be merged.
+        CheckpointError: a tensor is missing, unknown or of another shape (all are listed) or there
+            under two names, the pooler's file holds tensors of a decoder, or the adapter asks for
+            what cannot be merged.
     """
     if checkpoint.backbone is not checkpoint.pooler:
         _refuse_decoder(checkpoint.pooler)
@@ -118,6 +129,12 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
             continue
         if name is None:
             named[key] = tensor  # unknown: `_check` names it
+        elif name in named:
+            raise CheckpointError(
+                f"{name} is in {named[name].path} and, as {key}, in {tensor.path}: which one is "
+                "the model's is not known",
+                "remove the one that is not",
+            )
         elif name.startswith(prefix):  # a released folder holds the other part too
             named[name] = tensor
     return named
@@ -146,6 +163,8 @@ def _check(
         is_assembled = checkpoint.backbone is not checkpoint.pooler
         if is_assembled and all(POOLER in problem for problem in problems):
             fix = f"correct pooler_spec ({DESCRIPTION}), or use a pooler trained on this base"
+        if any(name not in shapes and _QUANTISED.search(name) for name in tensors):
+            fix = _NOT_QUANTISED
         fits = "1 tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
         raise CheckpointError(
             f"{checkpoint.path}: {fits} not fit the config:\n  {shown}{more}", fix

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", action="store_true", help="compare the states after each layer too"
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="of the resampling (%(default)s)")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of the resampling (%(default)s)")
     parser.add_argument(
         "--scores", action="store_true", help="measure the artifact alone; no verdict"
     )
@@ -92,13 +92,6 @@ def _margin(text: str) -> float:
     if not 0 <= margin <= 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 to 1")
     return margin
-
-
-def _seed(text: str) -> int:
-    """Read --seed, as argparse calls it."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
-    return int(text)
 
 
 def parity(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from nvembed_deploy.checkpoint import (
     is_released,
     open_base,
     open_checkpoint,
+    place_of,
     write_tokenizer,
 )
 from nvembed_deploy.errors import CheckpointError
@@ -72,19 +73,19 @@ def parts_of(checkpoint: Checkpoint, section: ModelSection) -> Parts:
     base = section.base or _base_of(checkpoint)
     spec = checkpoint.spec
     return Parts(
-        base=Path(base).resolve(),
+        base=place_of(Path(base)),
         pooler_spec=spec.pooler,
         causal=spec.backbone.causal,
         name=section.name or (spec.name if section.checkpoint else None),
         prompts=spec.prompts,
         text=spec.text,
-        tokenizer=checkpoint.tokenizer.resolve() if section.checkpoint else None,
+        tokenizer=place_of(checkpoint.tokenizer) if section.checkpoint else None,
     )
 
 
 def _base(section: ModelSection) -> Path:
     """Return `model.base` if it is a decoder or a released model."""
-    base = Path(section.base or "").resolve()
+    base = place_of(Path(section.base or ""))
     if not base.exists():
         raise CheckpointError(f"base {base} does not exist", "correct model.base in the recipe")
     if (base / DESCRIPTION).exists():
@@ -105,4 +106,4 @@ def _base_of(checkpoint: Checkpoint) -> Path:
             "name it as model.base: a new adapter is put on it, and its pooler trained on",
         )
     named = json.loads(description.read_text(encoding="utf-8"))["base"]
-    return Path(checkpoint.path, named).resolve()
+    return place_of(checkpoint.path / named)

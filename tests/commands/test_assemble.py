@@ -167,12 +167,17 @@ def test_an_existing_folder_is_replaced_only_when_asked(
     assert open_checkpoint(out).spec.name == "new"
 
 
-@pytest.mark.parametrize("value", ["0", "-3", "many"])
-def test_sizes_count_things(tiny_base: Path, tmp_path: Path, capsys, value: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--latents", "0"), ("--latents", "-3"), ("--latents", "many"), ("--seed", "-1")],
+)
+def test_sizes_and_seeds_are_whole_numbers(
+    tiny_base: Path, tmp_path: Path, capsys, option: str, value: str
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        assemble(tiny_base, tmp_path / "out", "--latents", value)
+        assemble(tiny_base, tmp_path / "out", option, value)
     assert caught.value.code == 2
-    assert f"argument --latents: got '{value}', expected a whole number" in capsys.readouterr().err
+    assert f"argument {option}: got '{value}', expected a whole number" in capsys.readouterr().err
 
 
 def test_no_heavy_package_is_needed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -115,12 +116,16 @@ def test_an_artifact_without_self_check_says_so(artifact: Path, capsys) -> None:
     assert "did not run" in capsys.readouterr().out
 
 
-def test_a_checkpoint_is_called_one(tiny_checkpoint: Path, tiny_assembled: Path, capsys) -> None:
-    for path in (tiny_checkpoint, tiny_assembled):
+def test_a_checkpoint_is_called_one(
+    tiny_checkpoint: Path, tiny_assembled: Path, tmp_path: Path, capsys
+) -> None:
+    spaced = tmp_path / "my checkpoint"
+    spaced.symlink_to(tiny_assembled)
+    for path in (tiny_checkpoint, tiny_assembled, spaced):
         assert main(["inspect", str(path)]) == 2
         err = capsys.readouterr().err
         assert f"error: {path} is a checkpoint, expected an artifact" in err
-        assert f"fix: nvembed-deploy export {path} OUT" in err
+        assert f"fix: nvembed-deploy export {shlex.quote(str(path))} OUT" in err
 
 
 def test_any_other_folder_is_no_artifact(tmp_path: Path, capsys) -> None:

@@ -133,6 +133,28 @@ def test_what_cannot_be_merged_is_refused_by_name(
         open_adapter(tmp_path, TARGETS)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": "4"},
+        {"r": None},
+        {"lora_alpha": {"q_proj": 8}},
+        {"lora_alpha": float("nan")},
+        {"rank_pattern": [4]},
+        {"alpha_pattern": {"(q_proj": 8}},
+    ],
+    ids=str,
+)
+def test_a_rank_or_alpha_that_is_no_number_is_refused(
+    tmp_path: Path, tiny_base: Path, options: dict[str, object]
+) -> None:
+    write_adapter(tiny_base, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: rank and alpha of layers\."):
+        open_adapter(tmp_path, TARGETS)
+
+
 def corrupt(folder: Path, change: Any) -> None:
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -141,6 +163,7 @@ def corrupt(folder: Path, change: Any) -> None:
 
 
 KEY = "base_model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+TWIN = KEY.format("A").replace("layers", "model.layers")
 
 
 @pytest.mark.parametrize(
@@ -148,10 +171,11 @@ KEY = "base_model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     [
         (lambda t: t.pop(KEY.format("B")), r"q_proj.*\['lora_A'\]"),
         (lambda t: t.update({KEY.format("A"): np.zeros((5, 64), np.float32)}), r"\[5, 64\]"),
+        (lambda t: t.update({TWIN: t[KEY.format("A")]}), "are of one linear"),
         (lambda t: t.update({"base_model.model.vision.lora_A.weight": np.zeros(1)}), "vision"),
         (lambda t: t.update({KEY.format("A"): np.full((4, 64), np.nan, np.float32)}), "NaN"),
     ],
-    ids=["missing-B", "wrong-rank", "unknown-module", "nan"],
+    ids=["missing-B", "wrong-rank", "twice", "unknown-module", "nan"],
 )
 def test_a_damaged_adapter_is_refused_by_key(
     tmp_path: Path, tiny_base: Path, change: Any, message: str

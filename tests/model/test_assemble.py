@@ -40,6 +40,9 @@ def test_the_folder_holds_exactly_its_parts(tmp_path: Path, parts: Parts) -> Non
 
 def test_a_folder_with_its_base_inside_may_be_moved(tmp_path: Path, parts: Parts) -> None:
     base = shutil.copytree(parts.base, tmp_path / "base")
+    (base / "config.json").rename(tmp_path / "blob")  # as the hub's cache has them
+    (base / "config.json").symlink_to("../blob")
+    (base / "README.md").symlink_to("../cleared")
     write_adapter(base, tmp_path / "lora")
     parts = replace(parts, base=base, adapter=tmp_path / "lora")
     assemble_checkpoint(parts, tmp_path / "out", copy_base=True)

@@ -88,8 +88,12 @@ KEY = "model.layers.1.mlp.up_proj.weight"
         (lambda t: t.update({"model.layers.9.x": np.zeros(2)}), r"unexpected backbone\.layers\.9"),
         (lambda t: t.update({"vision.weight": np.zeros(2)}), r"unexpected vision\.weight"),
         (lambda t: t.update({KEY: np.zeros((96, 63), np.float32)}), r"got shape \[96, 63\]"),
+        (
+            lambda t: t.update({"norm.weight": t["model.norm.weight"]}),
+            r"backbone\.norm\.weight is in .* and, as (model\.)?norm\.weight, in",
+        ),
     ],
-    ids=["missing", "extra-layer", "extra", "wrong-shape"],
+    ids=["missing", "extra-layer", "extra", "wrong-shape", "two-names"],
 )
 def test_what_does_not_fit_is_named_with_file_and_shape(
     tmp_path: Path, tiny_base: Path, change: Any, message: str
@@ -129,6 +133,34 @@ def test_nan_is_refused_with_its_place(tmp_path: Path, tiny_base: Path) -> None:
     weights = open_weights(open_checkpoint(damaged(tiny_base, tmp_path, plant)))
     with pytest.raises(CheckpointError, match=r"up_proj.*model\.safetensors.*nan at \(7, 5\)"):
         weights.read("backbone.layers.1.mlp.up_proj.weight", slice(4, 20))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.bool_])
+def test_values_of_a_format_without_fractions_are_refused(
+    tmp_path: Path, tiny_base: Path, dtype: type
+) -> None:
+    def plant(tensors: dict[str, np.ndarray]) -> None:
+        tensors[KEY] = tensors[KEY].astype(dtype)
+
+    weights = open_weights(open_checkpoint(damaged(tiny_base, tmp_path, plant)))
+    with pytest.raises(CheckpointError, match=rf"got {np.dtype(dtype)} values, expected a float"):
+        weights.read("backbone.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize(
+    "tail", ["weight_scale_inv", "SCB", "qweight", "weight_packed", "weight.absmax"]
+)
+def test_quantised_weights_are_told_from_incomplete_ones(
+    tmp_path: Path, tiny_base: Path, tail: str
+) -> None:
+    """Tails of FP8, bitsandbytes in 8 and 4 bit, AWQ and GPTQ, and compressed-tensors."""
+
+    def plant(tensors: dict[str, np.ndarray]) -> None:
+        tensors[KEY.removesuffix("weight") + tail] = np.ones(2, np.float32)
+
+    with pytest.raises(CheckpointError, match=f"unexpected .*{tail}") as caught:
+        damaged(tiny_base, tmp_path, plant)
+    assert "before quantisation" in caught.value.fix
 
 
 def test_several_problems_are_listed_together(tmp_path: Path, tiny_base: Path) -> None:

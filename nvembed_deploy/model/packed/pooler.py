@@ -56,7 +56,7 @@ class FoldedLatents:
     def __call__(self, normal_RD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Return what the latents give each row, [R, D]. Rows do not see each other."""
         del batch
-        scores_RHL = self.scores(normal_RD).float().view(len(normal_RD), self.num_heads, -1)
+        scores_RHL = torch.unflatten(self.scores(normal_RD).float(), -1, (self.num_heads, -1))
         return self.values(scores_RHL.softmax(-1).to(normal_RD.dtype).flatten(1))
 
 
@@ -70,7 +70,7 @@ class SelfAttention:
 
     def __call__(self, normal_RD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Return [R, D]. Every row must be one that is pooled."""
-        heads_RHK = self.query_key_value(normal_RD).view(len(normal_RD), -1, self.spec.head_width)
+        heads_RHK = torch.unflatten(self.query_key_value(normal_RD), -1, (-1, self.spec.head_width))
         query, key, value = heads_RHK.chunk(3, dim=1)
         mixed = attend(query, key, value, queries=batch.kept, keys=batch.kept)
         return self.output(mixed.flatten(1))
