@@ -110,10 +110,10 @@ def bench(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from nvembed_deploy.bench.ratios import judge, read_floors
-    from nvembed_deploy.bench.report import write_text
     from nvembed_deploy.bench.report_html import render
     from nvembed_deploy.bench.run import run_benchmark
     from nvembed_deploy.bench.table import print_report
+    from nvembed_deploy.staging import replace_text
 
     plan = _plan(args)
     for option in ("json", "html"):
@@ -127,7 +127,7 @@ def bench(args: argparse.Namespace) -> None:
     if args.json:
         report.write_json(args.json)
     if args.html:
-        write_text(args.html, render(report))
+        replace_text(args.html, render(report))
     if floors:
         _hold(judge(report, floors), console)
 

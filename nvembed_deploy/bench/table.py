@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -39,7 +41,7 @@ def print_verdicts(verdicts: list[Verdict], console: Console) -> None:
         table.add_row(
             f"{floor.ours} than {floor.against}",
             f"{floor.measure} {floor.mix}".strip(),
-            "-" if got is None else f"{got:.2f}",
+            _seen("{:.2f}".format, got),
             f"{floor.value:.2f}",
             f"{floor.measured:.2f}",
             "[dim]not measured[/]" if got is None else answer,
@@ -92,8 +94,9 @@ def _mix_table(mix: MixNumbers, shortage: str) -> Table:
             _relative(side),
             short(side.texts_per_second),
             *(short(side.latency_ms[p]) for p in ("p50", "p95", "p99")),
-            _percent(side.utilisation) + (f" {side.ceiling_dtype}" if side.ceiling_dtype else ""),
-            _percent(side.tokenize_share),
+            _seen("{:.1%}".format, side.utilisation)
+            + (f" {side.ceiling_dtype}" if side.ceiling_dtype else ""),
+            _seen("{:.1%}".format, side.tokenize_share),
             cosine_text(side),
         )
     return table
@@ -103,8 +106,8 @@ def _relative(side: SideNumbers) -> str:
     return f"[dim]x {1 / side.speedup:.2f}[/]"
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def _seen(words: Callable[[float], str], value: float | None) -> str:
+    return "-" if value is None else words(value)
 
 
 def cosine_text(side: SideNumbers) -> str:
@@ -121,10 +124,10 @@ def _start_table(report: Report) -> Table:
         place = [str(facts[k]) for k in ("runtime", "dtype", "device") if facts.get(k)]
         table.add_row(
             name,
-            f"{side.load_seconds:.2f}",
-            f"{side.cold_start_seconds:.2f}",
-            "-" if side.peak_bytes is None else cli.human_bytes(side.peak_bytes),
-            "-" if side.gpu_bytes is None else cli.human_bytes(side.gpu_bytes),
+            _seen("{:.2f}".format, side.load_seconds),
+            _seen("{:.2f}".format, side.cold_start_seconds),
+            _seen(cli.human_bytes, side.peak_bytes),
+            _seen(cli.human_bytes, side.gpu_bytes),
             " ".join(place),
         )
     return table

@@ -132,6 +132,16 @@ def test_a_model_too_short_for_a_mix_is_told_at_its_first_start(
     assert "fix: leave long out of --mix" in err
 
 
+def test_sides_of_two_sizes_are_refused_before_a_round(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = factories.write_released(tmp_path / "other", factories.FUSABLE)
+    assert main([f"a={tiny_artifact}", f"b={other}", *QUICK]) == 2
+    err = capsys.readouterr().err
+    assert "error: b gives rows of 128 numbers, a of 64" in err
+    assert "warm up" not in err
+
+
 @pytest.mark.parametrize(
     ("device", "theirs"),
     [(None, None), ("cpu", "cpu"), ("tensorrt", "cuda"), ("tensorrt-rtx:1", "cuda:1")],

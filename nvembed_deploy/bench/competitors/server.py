@@ -67,8 +67,9 @@ def _subject(
         except (LookupError, TypeError, ValueError):
             rows_ND = np.empty(0, np.float32)
         if rows_ND.ndim != 2 or len(rows_ND) != len(texts):  # noqa: PLR2004 - [N, D]
+            shown = str(answer)[:_MOST_SHOWN]
             raise InputError(
-                f"{url} answered {str(answer)[:_MOST_SHOWN]}, expected {len(texts)} rows of numbers",
+                f"{url} answered {shown}, expected {len(texts)} rows of numbers",
                 "check the address and which of tei= and openai= the server speaks",
             )
         return rows_ND
