@@ -71,6 +71,9 @@ def test_the_start_of_a_server_is_not_its_clients() -> None:
 
 def test_names_are_escaped() -> None:
     assert "<b>" not in render(made.report(name="<b>x"))
+    shown = StringIO()
+    print_report(made.report(name="model[fp16]"), Console(file=shown, width=200))
+    assert shown.getvalue().count("model[fp16]") == 2
 
 
 def test_a_cliff_is_said() -> None:
