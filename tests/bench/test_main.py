@@ -61,6 +61,18 @@ def test_sides_are_measured_in_turns_and_compared(
     assert {"date", "machine", "versions", "settings"} <= set(found)
 
 
+def test_what_was_measured_is_kept_where_the_tables_cannot_be_printed(
+    tiny_artifact: Path, mix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("nvembed_deploy.bench.table.print_report", broken)
+    out = tmp_path / "bench.json"
+    main([f"model[red]={tiny_artifact}", "--mix", str(mix), "--json", str(out), *QUICK])
+    assert json.loads(out.read_text())["sides"]
+
+
 def test_a_competitor_without_weights_says_what_to_give(
     tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
