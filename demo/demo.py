@@ -21,9 +21,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nvembed_deploy import load_encoder
+from nvembed_deploy import cli, load_encoder
 from nvembed_deploy.checkpoint import open_checkpoint
-from nvembed_deploy.errors import MissingPackageError, NVEmbedError
+from nvembed_deploy.errors import MissingPackageError
 from nvembed_deploy.export.pipeline import run_export
 from nvembed_deploy.export.plan import plan_export
 from nvembed_deploy.export.progress import TerminalProgress
@@ -54,13 +54,12 @@ def main() -> int:
     """Run every step; return an exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=Path("build/demo"))
-    build = parser.parse_args().build
-    try:
-        search(export(assemble(fetch(build), build), build))
-    except NVEmbedError as error:
-        console.print(f"[red]error:[/] {error.problem}\n[bold]fix:[/] {error.fix}")
-        return error.exit_code
-    return 0
+    return cli.run(lambda args: make(args.build), parser.parse_args())
+
+
+def make(build: Path) -> None:
+    """Make what is not there, and search with it."""
+    search(export(assemble(fetch(build), build), build))
 
 
 def fetch(build: Path) -> Path:

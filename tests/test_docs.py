@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -267,6 +267,29 @@ def test_the_checkpoint_description_of_the_page_opens(
     assert asdict(spec).items() >= {k: description[k] for k in ("name", "prompts")}.items()
     assert spec.text.max_tokens == description["text"]["max_tokens"]
     assert asdict(spec.pooler).items() >= description["pooler_spec"].items()
+
+
+def missing_speeds(page: str, results: dict[str, Any]) -> list[str]:
+    """Return the tokens/s of a run of bench, of its curves where it has some, that a page lacks."""
+    curves = [
+        v for k, v in (results["scaling"] or {}).items() if k in {"batch", "length", "corpus"}
+    ]
+    points = [point for curve in curves for side in curve.values() for point in side]
+    speeds = [point["tokens"] / point["seconds"] for point in points]
+    if not curves:  # of the real mix a larger run is shown
+        mixes = [mix for mix in results["mixes"] if (mix["name"], mix["texts"]) != ("real", 63)]
+        speeds = [side["tokens_per_second"] for mix in mixes for side in mix["sides"].values()]
+    assert speeds
+    said = set(re.findall(r"[\d,]*\d", page))
+    return [text for text in (f"{speed:,.0f}" for speed in speeds) if text not in said]
+
+
+def test_the_speeds_of_the_page_are_those_of_the_runs_it_names() -> None:
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    names = re.findall(r"benchmarks/results/(?:cpu|scaling)-[\w-]+\.json", page)
+    runs = [json.loads((ROOT / name).read_text(encoding="utf-8")) for name in names]
+    assert [missing_speeds(page, run) for run in runs] == [[]] * 6
+    assert missing_speeds(page.replace("4,386", "4,387"), runs[0]) == ["4,386"]
 
 
 def test_the_checks_see_the_commands_of_the_pages() -> None:

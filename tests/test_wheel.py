@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from email import message_from_bytes
@@ -30,14 +31,20 @@ REQUIREMENTS = [PROJECT["dependencies"], *EXTRAS.values()]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built offline from a copy of what is published."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the wheel and the sdist, built offline from a copy of what is published."""
     source = tmp_path_factory.mktemp("source")
     skipped = shutil.ignore_patterns("__pycache__", ".*", "build", "dist", "*.egg-info")
     shutil.copytree(ROOT, source, ignore=skipped, dirs_exist_ok=True)
-    build = "from setuptools import build_meta; build_meta.build_wheel('out')"
+    build = "from setuptools.build_meta import *; build_sdist('out'); build_wheel('out')"
     subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
-    return next((source / "out").glob("*.whl"))
+    return source / "out"
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    """The wheel."""
+    return next(built.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +65,13 @@ def test_it_holds_every_module_and_nothing_else(names: set[str]) -> None:
     package = ROOT / "nvembed_deploy"
     expected = {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
     assert {n for n in names if ".dist-info/" not in n} == expected | set(DATA)
+
+
+def test_the_sdist_holds_no_half_of_the_tests(built: Path, names: set[str]) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert held >= {name for name in names if name.startswith("nvembed_deploy/")}
+    assert not {name for name in held if name.startswith("tests")}
 
 
 def test_it_holds_the_license_and_the_notice(names: set[str]) -> None:

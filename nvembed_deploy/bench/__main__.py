@@ -110,10 +110,10 @@ def bench(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from nvembed_deploy.bench.ratios import judge, read_floors
-    from nvembed_deploy.bench.report import write_text
     from nvembed_deploy.bench.report_html import render
     from nvembed_deploy.bench.run import run_benchmark
     from nvembed_deploy.bench.table import print_report
+    from nvembed_deploy.staging import replace_text
 
     plan = _plan(args)
     for option in ("json", "html"):
@@ -121,13 +121,15 @@ def bench(args: argparse.Namespace) -> None:
     floors = read_floors(args.ratios) if args.ratios else []
     with _progress() as note:
         report = run_benchmark(plan, note)
-    console = Console()
-    console = console if console.is_terminal else Console(width=_WIDTH)
-    print_report(report, console)
     if args.json:
         report.write_json(args.json)
     if args.html:
-        write_text(args.html, render(report))
+        replace_text(args.html, render(report))
+    console = Console()
+    console = console if console.is_terminal else Console(width=_WIDTH)
+    with console.capture() as shown:  # rich would turn a broken pipe into exit code 1
+        print_report(report, console)
+    cli.say(shown.get().rstrip("\n"))
     if floors:
         _hold(judge(report, floors), console)
 
@@ -197,13 +199,14 @@ def _checkpoint(args: argparse.Namespace, sides: list[Side]) -> Path | None:
 def _progress() -> Iterator[Note]:
     """Yield a function that shows on standard error what is done now: a line each in a log."""
     from rich.console import Console
+    from rich.markup import escape
 
     console, started = Console(stderr=True), time.monotonic()
     if not console.is_terminal:
-        yield lambda text: console.print(f"{time.monotonic() - started:5.0f} s  {text}")
+        yield lambda text: console.print(f"{time.monotonic() - started:5.0f} s  {escape(text)}")
         return
     with console.status("") as status:
-        yield status.update
+        yield lambda text: status.update(escape(text))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -138,9 +138,11 @@ def _compare(workers: Workers, folder: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _cosine(left_ND: NDArray[np.float64], right_ND: NDArray[np.float64]) -> NDArray[np.float64]:
-    norms_N = np.linalg.norm(left_ND, axis=1) * np.linalg.norm(right_ND, axis=1)
-    cosine_N: NDArray[np.float64] = (left_ND * right_ND).sum(1) / norms_N
-    return cosine_N
+    """Return each row's cosine, 0 where one has no direction: zeros, or numbers that are none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norms_N = np.linalg.norm(left_ND, axis=1) * np.linalg.norm(right_ND, axis=1)
+        cosine_N = (left_ND * right_ND).sum(1) / norms_N
+    return np.where(np.isfinite(cosine_N), cosine_N, 0.0)
 
 
 def _singles(mix: Mix, workers: Workers, seconds: float) -> dict[str, list[float]]:

@@ -113,13 +113,14 @@ def start(side: Side) -> tuple[WorkerProcess, dict[str, Any]]:
 
     Returns:
         The worker, and `load_seconds`, `cold_start_seconds` (from starting Python to the first
-        embedding) and the side's `facts`.
+        embedding), the `dimensions` of that and the side's `facts`.
     """
     worker = WorkerProcess(side.name, side.threads)
     try:
         opened = worker.ask("open", side=side.to_dict())
-        worker.ask("encode", groups=[["", ["a first text"]]])
+        first = worker.ask("encode", groups=[["", ["a first text"]]])
     except BaseException:
         worker.close()
         raise
-    return worker, opened | {"cold_start_seconds": time.perf_counter() - worker.started}
+    seconds = time.perf_counter() - worker.started
+    return worker, opened | {"cold_start_seconds": seconds, "dimensions": first["dimensions"]}

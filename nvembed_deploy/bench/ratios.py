@@ -15,7 +15,8 @@ from nvembed_deploy.bench.report import MixNumbers, Report
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.tomlfile import read_toml
 
-MEASURES = ("speed", "latency", "memory", "cold-start")
+_OF_A_MIX = ("speed", "latency")
+MEASURES = (*_OF_A_MIX, "memory", "cold-start")
 
 
 @dataclass(frozen=True)
@@ -89,30 +90,28 @@ def _floor(table: Any, where: str) -> Floor:  # noqa: ANN401 - TOML data
     try:
         floor = Floor(**table)
         is_sound = floor.measured > 0 and 0 <= floor.tolerance < 1
+        is_sound &= bool(floor.mix) or floor.measure not in _OF_A_MIX
     except TypeError:
         is_sound = False
     if not is_sound or floor.measure not in MEASURES:
         raise RecipeError(
             f"{where} is {table!r}",
             f"give {', '.join(sorted(known))}; measure is one of {', '.join(MEASURES)}, measured "
-            "is above 0, tolerance from 0 to below 1",
+            "is above 0, tolerance from 0 to below 1; speed and latency are of a mix",
         )
     return floor
 
 
 def _ratio(report: Report, floor: Floor) -> float | None:
     pair = (floor.ours, floor.against)
-    if floor.measure in {"speed", "latency"}:
+    if floor.measure in _OF_A_MIX:
         mix = next((m for m in report.mixes if m.name == floor.mix), None)
         return _mix_ratio(mix, floor) if mix and set(pair) <= set(mix.sides) else None
     if not set(pair) <= set(report.sides):
         return None
-    ours, theirs = (report.sides[name] for name in pair)
-    if floor.measure == "cold-start":
-        return theirs.cold_start_seconds / ours.cold_start_seconds
-    if ours.peak_bytes is None or theirs.peak_bytes is None:
-        return None
-    return theirs.peak_bytes / ours.peak_bytes
+    seen = "cold_start_seconds" if floor.measure == "cold-start" else "peak_bytes"
+    ours, theirs = (getattr(report.sides[name], seen) for name in pair)
+    return None if ours is None or theirs is None else theirs / ours
 
 
 def _mix_ratio(mix: MixNumbers, floor: Floor) -> float:

@@ -14,6 +14,7 @@ from nvembed_deploy.bench.flops import model_flops
 from nvembed_deploy.bench.measure import MixRun
 from nvembed_deploy.bench.scaling import Scaling
 from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.staging import replace_text
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class MixNumbers:
 class SideStart:
     """How a side began, and the most memory it took. None: it cannot be seen."""
 
-    load_seconds: float
-    cold_start_seconds: float
+    load_seconds: float | None
+    cold_start_seconds: float | None
     peak_bytes: int | None
     gpu_bytes: int | None
     facts: dict[str, Any]
@@ -93,14 +94,7 @@ class Report:
 
     def write_json(self, path: Path) -> None:
         """Write all numbers."""
-        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a file that is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
+        replace_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def short(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
@@ -104,20 +104,18 @@ def _percent(share: float | None) -> str:
 def _starts(report: Report) -> Iterator[str]:
     yield "<h2>Start and memory</h2><h3>From starting Python to the first embedding, seconds</h3>"
     cold = {name: side.cold_start_seconds for name, side in report.sides.items()}
-    yield bars({n: Range(s, s, s, f"{s:.2f} s") for n, s in cold.items()}, "cold start")
+    yield bars({name: _seen("{:.2f} s".format, s) for name, s in cold.items()}, "cold start")
     for title, held in (
         ("Most resident memory", {n: side.peak_bytes for n, side in report.sides.items()}),
         ("GPU memory", {n: side.gpu_bytes for n, side in report.sides.items()}),
     ):
         if any(held.values()):
             yield f"<h3>{title}</h3>"
-            yield bars({name: _bytes(count) for name, count in held.items()}, title)
+            yield bars({name: _seen(cli.human_bytes, count) for name, count in held.items()}, title)
 
 
-def _bytes(count: int | None) -> Range:
-    if count is None:
-        return Range(0, 0, 0, "not seen")
-    return Range(count, count, count, cli.human_bytes(count))
+def _seen(words: Callable[[float], str], value: float | None) -> Range:
+    return Range(0, 0, 0, "not seen") if value is None else Range(value, value, value, words(value))
 
 
 def _scaling(scaling: Scaling) -> Iterator[str]:

@@ -17,7 +17,8 @@ from nvembed_deploy.bench.mixes import DEFAULT, Lengths, check_fits, check_mixes
 from nvembed_deploy.bench.process import WorkerProcess, start
 from nvembed_deploy.bench.report import MixNumbers, Report, SideStart, summarize
 from nvembed_deploy.bench.scaling import measure_scaling
-from nvembed_deploy.bench.side import Side
+from nvembed_deploy.bench.side import Side, check_packages
+from nvembed_deploy.errors import InputError
 from nvembed_deploy.spec import ModelSpec, TextSpec
 
 
@@ -51,6 +52,7 @@ class _Start:
     load: list[float] = field(default_factory=list)
     cold: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    dimensions: int = 0
 
 
 def run_benchmark(plan: Plan, note: Note) -> Report:
@@ -61,6 +63,7 @@ def run_benchmark(plan: Plan, note: Note) -> Report:
             message.
     """
     check_mixes(plan.mixes)
+    check_packages(plan.sides)
     before = machine()
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with ExitStack() as stack:
@@ -100,7 +103,8 @@ def _start_all(plan: Plan, stack: ExitStack, note: Note) -> tuple[Workers, dict[
     """Start every side several times, in turns; the last ones stay.
 
     Raises:
-        InputError: the first side's model cannot take texts as long as a mix's.
+        InputError: the first side's model cannot take texts as long as a mix's, or a side's rows
+            are not as long as its own.
     """
     workers: Workers = {}
     starts = {side.name: _Start() for side in plan.sides}
@@ -112,13 +116,24 @@ def _start_all(plan: Plan, stack: ExitStack, note: Note) -> tuple[Workers, dict[
             seen = starts[side.name]
             seen.load.append(opened["load_seconds"])
             seen.cold.append(opened["cold_start_seconds"])
-            seen.facts = opened["facts"]
+            seen.facts, seen.dimensions = opened["facts"], opened["dimensions"]
             if number < plan.starts - 1:
                 worker.close()
             else:
                 workers[side.name] = stack.enter_context(worker)
             text = text or _text_spec(plan.mixes, seen.facts)
+            _check_dimensions(starts)
     return workers, starts
+
+
+def _check_dimensions(starts: dict[str, _Start]) -> None:
+    (first, wanted), *others = ((n, seen.dimensions) for n, seen in starts.items())
+    for name, dimensions in others:
+        if dimensions not in {0, wanted}:
+            raise InputError(
+                f"{name} gives rows of {dimensions} numbers, {first} of {wanted}",
+                "measure sides of one model",
+            )
 
 
 def _text_spec(mixes: Iterable[str], facts: dict[str, Any]) -> TextSpec:
@@ -175,8 +190,11 @@ def _starts(starts: dict[str, _Start], workers: Workers, sides: list[Side]) -> d
     found = {}
     for side in sides:
         seen, worker = starts[side.name], workers[side.name]
-        peak = None if side.url else worker.ask("memory")["peak_bytes"]
         facts = {key: value for key, value in seen.facts.items() if key != "spec"}
+        if side.url:  # the worker's own are not the server's
+            found[side.name] = SideStart(None, None, None, None, facts)
+            continue
         load, cold = statistics.median(seen.load), statistics.median(seen.cold)
+        peak = worker.ask("memory")["peak_bytes"]
         found[side.name] = SideStart(load, cold, peak, on_gpu.get(worker.pid), facts)
     return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from nvembed_deploy.errors import InputError
+from nvembed_deploy.errors import InputError, MissingPackageError
 from nvembed_deploy.spec import TextSpec
 
 OURS = "ours"
@@ -18,6 +19,13 @@ COMPETITORS = {
     "transformers": "a plain forward as model cards show it: padded, autocast, given order",
     "onnx-traced": "ONNX Runtime on torch.onnx.export's graph, batches of 32, sorted",
 }
+_PACKAGES = {
+    "sentence-transformers": ("sentence_transformers",),
+    "sentence-transformers-best": ("sentence_transformers",),
+    "transformers": (),
+    "onnx-traced": ("onnx", "onnxruntime", "onnxscript"),
+}
+"""What each imports beside torch, transformers and safetensors."""
 SERVERS = {
     "tei": "a server with TEI's /embed, as tei=http://host:port",
     "openai": "a server with OpenAI's /v1/embeddings, as openai=http://host:port",
@@ -111,6 +119,26 @@ def competitor(text: str) -> Side:
         f"--against is {text!r}, expected one of {', '.join([*COMPETITORS, *SERVERS])}",
         "leave it out to measure the artifact alone",
     )
+
+
+def check_packages(sides: Iterable[Side]) -> None:
+    """Miss what competitors need now, not after all their weights were written.
+
+    Raises:
+        MissingPackageError: all that are missing are named.
+    """
+    packages = (
+        package
+        for side in sides
+        if side.needs_weights
+        for package in ("torch", "transformers", "safetensors", *_PACKAGES[side.kind])
+    )
+    missing = [package for package in dict.fromkeys(packages) if find_spec(package) is None]
+    if missing:
+        raise MissingPackageError(
+            f"the competitors need {', '.join(missing)}",
+            f"pip install {' '.join(missing).replace('_', '-')}",
+        )
 
 
 def with_distinct_names(sides: list[Side]) -> list[Side]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -37,9 +40,9 @@ def print_verdicts(verdicts: list[Verdict], console: Console) -> None:
         floor, got = verdict.floor, verdict.got
         answer = "[green]ok[/]" if verdict.passed else "[red]below[/]"
         table.add_row(
-            f"{floor.ours} than {floor.against}",
-            f"{floor.measure} {floor.mix}".strip(),
-            "-" if got is None else f"{got:.2f}",
+            escape(f"{floor.ours} than {floor.against}"),
+            escape(f"{floor.measure} {floor.mix}".strip()),
+            _seen("{:.2f}".format, got),
             f"{floor.value:.2f}",
             f"{floor.measured:.2f}",
             "[dim]not measured[/]" if got is None else answer,
@@ -57,12 +60,14 @@ def _print_scaling(scaling: Scaling, console: Console) -> None:
         places = [str(point.at) for point in next(iter(curve.values()))]
         table = _table(f"[bold]{title}[/]", tuple(places))
         for name, points in curve.items():
-            table.add_row(name, *(f"{point.tokens_per_second:,.0f}" for point in points))
+            table.add_row(escape(name), *(f"{point.tokens_per_second:,.0f}" for point in points))
         console.print(table)
         console.print()
     for name, ratio in scaling.mixed.items():
         verdict = "[yellow]a cliff[/]" if name in scaling.cliffs else "[green]no cliff[/]"
-        console.print(f"{name}: mixed lengths cost {ratio:.3f} of each length alone: {verdict}")
+        console.print(
+            f"{escape(name)}: mixed lengths cost {ratio:.3f} of each length alone: {verdict}"
+        )
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
@@ -79,21 +84,22 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 def _mix_table(mix: MixNumbers, shortage: str) -> Table:
     singles = min(int(side.latency_ms["count"]) for side in mix.sides.values())
     table = _table(
-        f"[bold]{mix.name}[/]: {mix.texts} texts{shortage} of {mix.shortest} to {mix.longest} "
-        f"tokens; latency of {singles} texts alone",
+        f"[bold]{escape(mix.name)}[/]: {mix.texts} texts{shortage} of {mix.shortest} to "
+        f"{mix.longest} tokens; latency of {singles} texts alone",
         ("tokens/s", "", "texts/s", "p50 ms", "p95", "p99", "of peak", "tokenise", "cosine"),
     )
     fastest = max(side.tokens_per_second for side in mix.sides.values())
     for name, side in mix.sides.items():
         bold = side.tokens_per_second == fastest
         table.add_row(
-            f"[bold]{name}[/]" if bold else name,
+            f"[bold]{escape(name)}[/]" if bold else escape(name),
             f"{side.tokens_per_second:,.0f}",
             _relative(side),
             short(side.texts_per_second),
             *(short(side.latency_ms[p]) for p in ("p50", "p95", "p99")),
-            _percent(side.utilisation) + (f" {side.ceiling_dtype}" if side.ceiling_dtype else ""),
-            _percent(side.tokenize_share),
+            _seen("{:.1%}".format, side.utilisation)
+            + (f" {side.ceiling_dtype}" if side.ceiling_dtype else ""),
+            _seen("{:.1%}".format, side.tokenize_share),
             cosine_text(side),
         )
     return table
@@ -103,8 +109,8 @@ def _relative(side: SideNumbers) -> str:
     return f"[dim]x {1 / side.speedup:.2f}[/]"
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def _seen(words: Callable[[float], str], value: float | None) -> str:
+    return "-" if value is None else words(value)
 
 
 def cosine_text(side: SideNumbers) -> str:
@@ -120,11 +126,11 @@ def _start_table(report: Report) -> Table:
         facts = side.facts
         place = [str(facts[k]) for k in ("runtime", "dtype", "device") if facts.get(k)]
         table.add_row(
-            name,
-            f"{side.load_seconds:.2f}",
-            f"{side.cold_start_seconds:.2f}",
-            "-" if side.peak_bytes is None else cli.human_bytes(side.peak_bytes),
-            "-" if side.gpu_bytes is None else cli.human_bytes(side.gpu_bytes),
+            escape(name),
+            _seen("{:.2f}".format, side.load_seconds),
+            _seen("{:.2f}".format, side.cold_start_seconds),
+            _seen(cli.human_bytes, side.peak_bytes),
+            _seen(cli.human_bytes, side.gpu_bytes),
             " ".join(place),
         )
     return table

@@ -46,7 +46,7 @@ class Worker:
             import numpy as np
 
             np.save(Path(out), np.concatenate(rows))
-        return {"seconds": seconds}
+        return {"seconds": seconds, "dimensions": rows[0].shape[1]}
 
     def tokenize(self, groups: list[list[Any]]) -> dict[str, Any]:
         """Tokenise the same way; return the real tokens of each text too."""

@@ -11,12 +11,19 @@ from pathlib import Path
 
 def available_bytes() -> int:
     """Return the memory that can be taken without swapping: the machine's, or the container's."""
-    machine = _meminfo() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = _proc_bytes("/proc/meminfo", "MemAvailable:") or os.sysconf(
+        "SC_PAGE_SIZE"
+    ) * os.sysconf("SC_PHYS_PAGES")
     return min(machine, _cgroup() or machine)
 
 
 def peak_bytes() -> int:
-    """Return the largest resident size this process has had."""
+    """Return the largest resident size this process has had.
+
+    The kernel's own mark where it has one: on Linux getrusage begins with what the parent had.
+    """
+    if (mark := _proc_bytes("/proc/self/status", "VmHWM:")) is not None:
+        return mark
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -29,12 +36,13 @@ def give_back() -> None:
             trim(0)
 
 
-def _meminfo() -> int | None:
+def _proc_bytes(file: str, key: str) -> int | None:
+    """Return what a file of /proc says of `key`, in kB there; None where it does not."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = Path(file).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    found = [line for line in lines if line.startswith("MemAvailable:")]
+    found = [line for line in lines if line.startswith(key)]
     return int(found[0].split()[1]) * 1024 if found else None
 
 

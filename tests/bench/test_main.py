@@ -61,6 +61,18 @@ def test_sides_are_measured_in_turns_and_compared(
     assert {"date", "machine", "versions", "settings"} <= set(found)
 
 
+def test_what_was_measured_is_kept_where_the_tables_cannot_be_printed(
+    tiny_artifact: Path, mix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("nvembed_deploy.bench.table.print_report", broken)
+    out = tmp_path / "bench.json"
+    main([f"model[red]={tiny_artifact}", "--mix", str(mix), "--json", str(out), *QUICK])
+    assert json.loads(out.read_text())["sides"]
+
+
 def test_a_competitor_without_weights_says_what_to_give(
     tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +142,16 @@ def test_a_model_too_short_for_a_mix_is_told_at_its_first_start(
     assert "start a" in err
     assert "start b" not in err
     assert "fix: leave long out of --mix" in err
+
+
+def test_sides_of_two_sizes_are_refused_before_a_round(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = factories.write_released(tmp_path / "other", factories.FUSABLE)
+    assert main([f"a={tiny_artifact}", f"b={other}", *QUICK]) == 2
+    err = capsys.readouterr().err
+    assert "error: b gives rows of 128 numbers, a of 64" in err
+    assert "warm up" not in err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nvembed_deploy.bench.measure import Effort, MixRun, measure_mix
+from nvembed_deploy.bench.measure import Effort, MixRun, _cosine, measure_mix
 from nvembed_deploy.bench.mixes import Mix, Text
 
 MIX = Mix("planted", tuple(Text(f"text {i}") for i in range(100)), least_texts=20)
@@ -70,6 +70,12 @@ def test_rows_are_compared_with_the_first_side() -> None:
     run, _ = measure(Effort(seconds=1))
     assert np.allclose(run.cosine["ours"], 1)
     assert np.allclose(run.cosine["theirs"], 0.6)
+
+
+@pytest.mark.parametrize("row_D", [[0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])
+def test_a_row_without_a_direction_is_like_none(row_D: list[float]) -> None:
+    cosine_2 = _cosine(np.array([row_D, [0.6, 0.8]]), np.array([[1.0, 0.0]] * 2))
+    assert cosine_2.tolist() == [0.0, 0.6]
 
 
 def test_singles_end_when_the_slowest_has_had_its_time() -> None:

@@ -68,6 +68,12 @@ def test_a_worker_leaves_an_interrupt_to_its_parent() -> None:
         assert worker.ask("memory")
 
 
+def test_the_peak_of_a_worker_is_its_own_and_not_its_parents() -> None:
+    large = np.ones(1 << 25)
+    with WorkerProcess("mine") as worker:
+        assert worker.ask("memory")["peak_bytes"] < large.nbytes
+
+
 def test_what_a_dying_worker_printed_is_in_the_error() -> None:
     with WorkerProcess("mine") as worker, pytest.raises(HardwareError, match="no attribute 'jump'"):
         worker.ask("jump")

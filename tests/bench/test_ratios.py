@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nvembed_deploy.bench.ratios import Floor, judge, read_floors
+from nvembed_deploy.bench.ratios import MEASURES, Floor, judge, read_floors
+from nvembed_deploy.bench.report import SideStart
 from nvembed_deploy.errors import RecipeError
 from tests.bench import made
 
@@ -38,6 +39,13 @@ def test_a_ratio_that_was_not_measured_does_not_fail() -> None:
     assert all(verdict.passed for verdict in verdicts)
 
 
+def test_a_server_was_started_by_others_and_its_start_is_not_held() -> None:
+    report = made.report()
+    report.sides["theirs"] = SideStart(None, None, None, None, {})
+    floors = [replace(SPEED, measure=measure) for measure in MEASURES]
+    assert [verdict.got for verdict in judge(report, floors)] == [2, 3, None, None]
+
+
 def test_a_run_with_none_of_the_ratios_is_refused() -> None:
     with pytest.raises(RecipeError, match="none of the ratios could be taken"):
         judge(made.report(), [replace(SPEED, ours="x")])
@@ -45,10 +53,23 @@ def test_a_run_with_none_of_the_ratios_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["measured = 0", "tolerance = 1.0", 'measure = "sped"', "speed = 2", 'measured = "fast"'],
+    [
+        "measured = 0",
+        'mix = ""',
+        "tolerance = 1.0",
+        'measure = "sped"',
+        "speed = 2",
+        'measured = "fast"',
+    ],
 )
 def test_a_table_that_says_something_else_is_refused(line: str, tmp_path: Path) -> None:
-    good = {"ours": '"a"', "against": '"b"', "measured": "2.0", "tolerance": "0.2"}
+    good = {
+        "ours": '"a"',
+        "against": '"b"',
+        "mix": '"queries"',
+        "measured": "2.0",
+        "tolerance": "0.2",
+    }
     key, _, value = line.partition(" = ")
     path = tmp_path / "ratios.toml"
     path.write_text(

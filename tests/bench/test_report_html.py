@@ -10,6 +10,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from nvembed_deploy.bench.report import SideStart
 from nvembed_deploy.bench.report_html import render
 from nvembed_deploy.bench.table import print_report
 from tests.bench import made
@@ -59,8 +60,20 @@ def test_fewer_texts_than_were_asked_for_are_said(texts: int | None, is_said: bo
     assert (said in render(report)) is is_said
 
 
+def test_the_start_of_a_server_is_not_its_clients() -> None:
+    report = made.report()
+    report.sides["theirs"] = SideStart(None, None, None, None, {"runtime": "tei server"})
+    shown = StringIO()
+    print_report(report, Console(file=shown, width=200))
+    assert re.search(r"^theirs +- +- +- +- +tei server", shown.getvalue(), re.MULTILINE)
+    assert render(report).count("not seen") == 2
+
+
 def test_names_are_escaped() -> None:
     assert "<b>" not in render(made.report(name="<b>x"))
+    shown = StringIO()
+    print_report(made.report(name="model[fp16]"), Console(file=shown, width=200))
+    assert shown.getvalue().count("model[fp16]") == 2
 
 
 def test_a_cliff_is_said() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nvembed_deploy.bench import side
 from nvembed_deploy.bench.side import Side, competitor, own_sides, with_distinct_names
-from nvembed_deploy.errors import InputError
+from nvembed_deploy.errors import InputError, MissingPackageError
 
 
 def test_a_folder_is_called_by_its_name_or_by_the_one_given(tmp_path: Path) -> None:
@@ -47,6 +48,17 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         own_sides([str(tmp_path / "nowhere")], [])
 
 
+def test_packages_that_competitors_lack_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = [Side("a"), *map(competitor, ("onnx-traced", "sentence-transformers", "transformers"))]
+    side.check_packages(sides)
+    gone = {"torch", "sentence_transformers", "onnxscript"}
+    monkeypatch.setattr(side, "find_spec", lambda name: None if name in gone else name)
+    side.check_packages(sides[:1])
+    with pytest.raises(MissingPackageError) as caught:
+        side.check_packages(sides)
+    assert caught.value.fix == "pip install torch onnxscript sentence-transformers"
+
+
 def test_a_side_survives_json(tmp_path: Path) -> None:
-    side = Side("a", path=str(tmp_path), threads=2)
-    assert Side.from_dict(side.to_dict()) == side
+    given = Side("a", path=str(tmp_path), threads=2)
+    assert Side.from_dict(given.to_dict()) == given
