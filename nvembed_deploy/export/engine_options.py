@@ -6,6 +6,7 @@ The rules are measured: each stands for builds that were tried (docs/tensorrt.md
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.engine_record import Flavour, Profile
@@ -171,6 +172,11 @@ def _check_tensorrt(options: EngineOptions) -> None:
         raise HardwareError(
             f"TensorRT builds for this machine's GPU, {here}, not for {', '.join(others)}",
             "leave --target away, or run this on a machine with that GPU",
+        )
+    if options.timing_cache and not Path(options.timing_cache).parent.is_dir():
+        raise RecipeError(
+            f"timing_cache is {options.timing_cache}, in a folder that is not there",
+            "make that folder first",
         )
 
 
