@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,7 @@ from nvembed_deploy.runtimes.replay_cache import ReplayCache
 from nvembed_deploy.tensorrt_api import Api, load_api
 from nvembed_deploy.text import Batch
 
-_IDS = "<i8"
-_ROWS = "<f4"
+_IDS, _ROWS = "<i8", "<f4"
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +144,11 @@ class TensorRTRuntime:
                 finally:
                     self._free(gpu)
 
+    def __del__(self) -> None:
+        """Close what nobody closed: an encoder that is dropped keeps no gigabytes."""
+        with suppress(Exception):  # it was never whole, or Python ends
+            self.close()
+
     def _free(self, gpu: Gpu) -> None:
         """Free what was recorded, then the engine, then the memory that both used."""
         for graph in [kept.graph for kept in self._replays.clear()]:
@@ -237,16 +242,6 @@ class TensorRTRuntime:
         return profile
 
 
-def open_tensorrt(artifact: Artifact, options: RuntimeOptions) -> TensorRTRuntime:
-    """Load an artifact's engine into TensorRT (a row of `RUNTIMES`)."""
-    return open_engine(artifact, options, Flavour.TENSORRT)
-
-
-def open_rtx(artifact: Artifact, options: RuntimeOptions) -> TensorRTRuntime:
-    """Load an artifact's engine into TensorRT for RTX (a row of `RUNTIMES`)."""
-    return open_engine(artifact, options, Flavour.RTX)
-
-
 def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -> TensorRTRuntime:
     """Load the engine that fits this machine; compile one if there is none.
 
@@ -262,6 +257,11 @@ def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -
     except BaseException:
         gpu.close()
         raise
+
+
+open_tensorrt = partial(open_engine, flavour=Flavour.TENSORRT)
+open_rtx = partial(open_engine, flavour=Flavour.RTX)
+"""Rows of `RUNTIMES`."""
 
 
 def _find_and_open(
