@@ -136,10 +136,17 @@ def write_random_checkpoint(folder: Path, spec: ModelSpec, seed: int = 0) -> int
             "num_key_value_heads": backbone.num_kv_heads,
             "intermediate_size": backbone.intermediate_size,
             "rms_norm_eps": backbone.rms_norm_eps,
+            "max_position_embeddings": backbone.max_positions,
             "bos_token_id": 1,
             "eos_token_id": 2,
         },
-        "latent_attention_config": {"num_latents_value": pooler.num_latents},
+        "latent_attention_config": {
+            "num_latents_value": pooler.num_latents,
+            "num_cross_heads": pooler.num_heads,
+            "cross_dim_head": pooler.head_width,
+            "latent_dim": backbone.hidden_size,
+            "hidden_dim": backbone.hidden_size,
+        },
     }
     (folder / "config.json").write_text(json.dumps(config))
     _write_tokenizer(folder / "tokenizer.json")
