@@ -160,6 +160,12 @@ def _check_types(targets: tuple[str, ...], graph: GraphFacts) -> None:
 
 
 def _check_tensorrt(options: EngineOptions) -> None:
+    if options.strip_weights and options.version_compatible:
+        raise RecipeError(
+            "strip_weights and version_compatible do not go together: the lean runtime that such a "
+            "plan takes along cannot put weights back",
+            "remove one of them",
+        )
     here = gpu_target()
     if here is None:
         raise HardwareError(

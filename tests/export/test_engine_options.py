@@ -125,6 +125,13 @@ def test_full_tensorrt_without_a_gpu_is_refused() -> None:
     assert "tensorrt-rtx" in caught.value.fix
 
 
+def test_a_plan_with_a_lean_runtime_holds_its_weights() -> None:
+    """NVIDIA's page on version compatibility: that runtime does not refit."""
+    both = EngineOptions(Flavour.TENSORRT, strip_weights=True, version_compatible=True)
+    with pytest.raises(RecipeError, match="do not go together"):
+        check_engine(both, FP16)
+
+
 def test_a_file_of_timings_in_no_folder_is_refused_before_the_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
