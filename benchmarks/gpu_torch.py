@@ -105,8 +105,6 @@ def main(argv: list[str] | None = None) -> int:
     for name, found in measure(run, args.only or SIDES, expected):
         result["sides"][name] = found
         result["fp8_shapes_without_row_scales"] = sorted(NO_ROW_SCALES)
-        if run.device.type == "cuda":
-            result["fp8_row_scales"] = row_scales(run.device, torch.bfloat16).value
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))  # noqa: T201
@@ -120,6 +118,7 @@ def about(run: Run) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name(run.device) if is_gpu else platform.processor(),
         "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
+        "fp8_row_scales": row_scales(run.device, torch.bfloat16).value if is_gpu else None,
         "layers": run.spec.backbone.num_layers,
         "hidden": run.spec.backbone.hidden_size,
     }

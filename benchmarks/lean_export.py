@@ -40,6 +40,8 @@ GIB = 1 << 30
 MEMORY_BAR_GIB, CALIBRATED_BAR_GIB = 1.5, 4.0
 TIME_BAR = 2.0
 DISK_BAR = 1.05
+_ADDED = ("o_proj.weight", "down_proj.weight")
+"""Linears whose outputs are added to the states, twice a layer."""
 
 
 def main() -> int:
@@ -136,10 +138,17 @@ def write_random_checkpoint(folder: Path, spec: ModelSpec, seed: int = 0) -> int
             "num_key_value_heads": backbone.num_kv_heads,
             "intermediate_size": backbone.intermediate_size,
             "rms_norm_eps": backbone.rms_norm_eps,
+            "max_position_embeddings": backbone.max_positions,
             "bos_token_id": 1,
             "eos_token_id": 2,
         },
-        "latent_attention_config": {"num_latents_value": pooler.num_latents},
+        "latent_attention_config": {
+            "num_latents_value": pooler.num_latents,
+            "num_cross_heads": pooler.num_heads,
+            "cross_dim_head": pooler.head_width,
+            "latent_dim": backbone.hidden_size,
+            "hidden_dim": backbone.hidden_size,
+        },
     }
     (folder / "config.json").write_text(json.dumps(config))
     _write_tokenizer(folder / "tokenizer.json")
@@ -148,20 +157,25 @@ def write_random_checkpoint(folder: Path, spec: ModelSpec, seed: int = 0) -> int
     noise = np.random.default_rng(seed).standard_normal(1 << 24, np.float32)
     with SafetensorsWriter(folder / "model.safetensors", entries) as writer:
         for name, shape in shapes.items():
-            writer.write(released_name(name), _noise(noise, name, shape))
+            writer.write(released_name(name), _noise(noise, name, shape, backbone.num_layers))
         num_bytes, _ = writer.close()
     return num_bytes
 
 
-def _noise(noise: np.ndarray, name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _noise(
+    noise: np.ndarray, name: str, shape: tuple[int, ...], num_layers: int
+) -> Iterator[np.ndarray]:
     """Yield a tensor in chunks cut from one block of noise, scaled as trained linears are.
 
-    Each begins elsewhere in the block: equal weights would be stored once by some compilers.
+    Each begins elsewhere in the block: equal weights would be stored once by some compilers. What
+    is added to the states is small, as in models that train: 4 bits would not survive 32 layers.
     """
     if name.endswith("norm.weight"):
         yield np.ones(shape, np.float16)
         return
-    scale = 1.0 if name.endswith("latents") else shape[-1] ** -0.5
+    scale = 1.0 if name.endswith(("latents", "embed_tokens.weight")) else shape[-1] ** -0.5
+    if name.endswith(_ADDED):
+        scale *= (2 * num_layers) ** -0.5
     block = (noise * np.float32(scale)).astype(np.float16)
     left, start = int(np.prod(shape)), zlib.crc32(name.encode()) % block.size
     while left:

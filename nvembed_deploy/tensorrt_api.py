@@ -188,14 +188,13 @@ class Api:
             raise ValueError(f"profile {profile.name!r} does not fit the graph's inputs")
         return shapes
 
-    def use_timing_cache(self, config: Any, path: Path) -> None:  # noqa: ANN401
-        """Start from the timings of earlier builds, if there are any."""
-        data = path.read_bytes() if path.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False)
-
-    def timing_cache(self, config: Any) -> bytes:  # noqa: ANN401
-        """Return the timings to keep for later builds."""
-        return bytes(config.get_timing_cache().serialize())
+    def timings(self, config: Any, known: bytes) -> Any:  # noqa: ANN401
+        """Return what a build starts from and adds to; anew where `known` is of another GPU."""
+        cache = config.create_timing_cache(known)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
+        return cache
 
     def layer_names(self, plan: Path, logger: Any) -> list[str]:  # noqa: ANN401
         """Return the names of a plan's layers; needs the GPU it is for.

@@ -9,9 +9,9 @@
 It makes a virtual environment, installs, tries TensorRT on a tiny model, exports the checkpoint in
 each precision, compiles an engine of each on this GPU, compares each with the checkpoint in torch
 on the same GPU, and measures latency and throughput: the most wanted precisions first. The JSON is
-written after each step. A step that fails, or cannot run here, is reported with its reason; those
-that do not need it go on. It needs Python 3.11 to 3.13 and nothing else. A second run of the same
-goes on where the first one ended; of another checkpoint, code or GPU it begins anew.
+written after each step. A step that fails is reported with its reason; those that do not need it go
+on. It needs Python 3.11 to 3.13 and nothing else. A second run finds the environment and the random
+checkpoint, and measures anew; --precision says what.
 """
 
 from __future__ import annotations
@@ -22,117 +22,260 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # of the files beside this one
+ROOT = Path(__file__).resolve().parents[1]
+PRECISIONS = ("fp16", "fp8", "int8", "bf16", "int8-weight", "int4-weight", "fp32")
+"""The most wanted first: time may end."""
+OK, FAILED, SKIPPED, LEFT_OUT = "ok", "failed", "skipped", "left out"
+_DRIVER = 580
+"""The first driver for CUDA 13, which TensorRT 11 is built for."""
+_RTX_GPUS = ("75", "80", "86", "89", "120", "121")
+_FP32_MIB = 40_000
+"""What NV-Embed takes in fp32, with its activations."""
+_PATIENCE = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, None))
+"""How a step is asked to end, and the seconds until it is asked less politely. SIGINT comes first:
+our commands then remove what is half written."""
 
-from gpu_plan import PRECISIONS, Host, plan
-from gpu_run import Machine, identity, probe, run_name
-from gpu_steps import FAILED, GB, LEFT_OUT, OK, ROOT, SKIPPED, Limits, Outcome, Step, run_all
 
-_MINUTE = 60
-_PYTHONS = ((3, 11), (3, 13))
-_ENDS = (signal.SIGTERM, signal.SIGHUP)
-"""What a host sends before it goes away: cleaned up after as Ctrl-C is."""
+@dataclass(frozen=True)
+class Machine:
+    """The GPU, as nvidia-smi tells; this one where a plan is wanted and there is none."""
+
+    gpu: str = "NVIDIA H100 80GB HBM3"
+    driver: str = "580.0"
+    capability: str = "90"
+    memory_mib: int = 81559
+
+    @property
+    def targets(self) -> dict[str, tuple[str, ...]]:
+        """The products that run on it, and how each is told for which GPU to build."""
+        rtx = {"tensorrt-rtx": ("--target", f"sm{self.capability}")}
+        return {"tensorrt": ()} | (rtx if self.capability in _RTX_GPUS else {})
+
+    def unfit(self, precision: str) -> str | None:
+        """Say why it cannot run a precision."""
+        if precision == "fp8" and int(self.capability) < 89:  # noqa: PLR2004
+            return f"sm{self.capability} cannot compute in FP8, which begins with sm89"
+        if precision == "fp32" and self.memory_mib < _FP32_MIB:
+            return f"fp32 takes {_FP32_MIB} MiB, the GPU has {self.memory_mib}"
+        return None
 
 
-class Report:
-    """The JSON file: whole at every moment, and no later than the last step that ended."""
+@dataclass(frozen=True)
+class Step:
+    """One command; its log has its name."""
 
-    def __init__(self, path: Path, head: dict[str, Any], steps: list[Step], folder: Path) -> None:
-        """Begin with no step."""
-        self.path, self.outcomes, self._head, self._folder = path, list[Outcome](), head, folder
-        self._names = [step.name for step in steps]
+    name: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """Steps that must have ended well; of "one|other", either."""
+    unfit: str | None = None
+    """Why this machine cannot run it."""
+    makes: Path | None = None
+    """A folder that appears whole: where it is there, nothing is to do."""
+    is_last: bool = False
+    """Whether nothing later needs the artifact."""
 
-    def add(self, outcome: Outcome) -> None:
-        """Print one line and write the file."""
-        why = f": {outcome.reason}" if outcome.reason else ""
-        say(f"{outcome.status:8} {outcome.seconds:7.0f} s  {outcome.name}{why}")
-        self.outcomes.append(outcome)
-        self.write()
 
-    def write(self) -> None:
-        """Write what is known by now."""
-        result = self._head | {
-            "steps": [asdict(outcome) for outcome in self.outcomes],
-            "not_ended": self._names[len(self.outcomes) :],
-            "results": collect(self._folder),
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+@dataclass
+class Outcome:
+    """How a step ended: ok, failed, skipped or left out (for lack of time), and why."""
+
+    name: str
+    status: str
+    seconds: float = 0.0
+    reason: str | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Plan, run, write; exit code 0 if every step that could run in time did well."""
-    started = time.monotonic()
-    args = parse(argv)
-    machine = probe()
-    mistake = wrong(args, machine)
+    args, machine = parse(argv), probe()
+    mistake = None if args.dry_run else wrong(args, machine)
     if mistake:
         code, problem, fix = mistake
         sys.stderr.write(f"error: {problem}\nfix: {fix}\n")
         return code
-    machine = machine or Machine(assumed=True)
-    about = identity(args, machine)
-    host = Host(args, machine, args.work / run_name(about))
-    steps = list(plan(host))
-    args.out = args.out or default_out(host)
+    steps = list(plan(args, machine or Machine()))
     if args.dry_run:
-        show(steps, host, about)
+        for step in steps:
+            say(f"{step.name}: {step.unfit or shlex.join(step.command)}")
+        say(f"for {machine or Machine()}\nresult in {args.out}; nothing was run (--dry-run)")
         return 0
-    host.folder.mkdir(parents=True, exist_ok=True)
-    (host.folder / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    say(f"in {host.folder}: {json.dumps(about)}{others(host)}")
+    args.folder.mkdir(parents=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what a host sends before it goes away
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup's stays ignored
+            signal.signal(number, signal.default_int_handler)
     head = {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": about["commit"],
-        "machine": asdict(machine),
-        "checkpoint": about["checkpoint"],
-        "run": about,
+        "commit": said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
+        "machine": asdict(machine or Machine()),
+        "checkpoint": args.checkpoint.name if args.checkpoint else f"random, {args.layers} layers",
+        "rounding": args.rounding,
     }
-    until = started + args.minutes * _MINUTE if args.minutes else float("inf")
-    limits = Limits(args.step_minutes * _MINUTE, until)
-    return run(Report(args.out, head, steps, host.folder), steps, host, limits)
+    return run(steps, args, head)
 
 
-def run(report: Report, steps: list[Step], host: Host, limits: Limits) -> int:
-    """Run the steps; whatever ends that, the file is written."""
+def run(steps: list[Step], args: argparse.Namespace, head: dict[str, Any]) -> int:
+    """Run the steps in order; the file is written after each, and whatever ends that."""
+    outcomes: dict[str, Outcome] = {}
     try:
-        with ended_by_signals():
-            run_all(steps, host.folder, limits, report.add, keep=host.args.keep)
+        for step in steps:
+            outcomes[step.name] = found = run_step(step, outcomes, args)
+            say(f"{found.status:8} {found.seconds:7.0f} s  {step.name} {found.reason or ''}")
+            if step.is_last:
+                free(args)
+            write(args, head, steps, outcomes)
     except KeyboardInterrupt:
         say("interrupted")
         return 128 + signal.SIGINT
     finally:
-        report.write()
-        say(f"\nwrote {report.path}\n{summary(report.outcomes)}")
-    return 1 if any(outcome.status == FAILED for outcome in report.outcomes) else 0
+        write(args, head, steps, outcomes)
+        free(args)
+        kinds = [outcome.status for outcome in outcomes.values()]
+        counts = (f"{kinds.count(kind)} {kind}" for kind in (OK, FAILED, SKIPPED, LEFT_OUT))
+        say(f"\nwrote {args.out}: {', '.join(counts)}")
+    return int(FAILED in kinds)
 
 
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Let what ends a host raise KeyboardInterrupt; what is ignored (nohup) stays so."""
+def write(
+    args: argparse.Namespace, head: dict[str, Any], steps: list[Step], outcomes: dict[str, Outcome]
+) -> None:
+    """Write what is known by now; a result NAME.partial is of a step that did not end."""
+    found = {p.stem: json.loads(p.read_text()) for p in sorted(args.folder.glob("result-*.json"))}
+    result = head | {
+        "steps": [asdict(outcome) for outcome in outcomes.values()],
+        "not_ended": [step.name for step in steps if step.name not in outcomes],
+        "results": {name.removeprefix("result-"): result for name, result in found.items()},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.with_name(f".{args.out.name}.partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    partial.replace(args.out)
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    before = {n: signal.getsignal(n) for n in _ENDS}
-    for number, handler in before.items():
-        if handler is signal.SIG_DFL:
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def free(args: argparse.Namespace) -> None:
+    """Remove the artifacts: each is as large as the model, twice."""
+    for artifact in [] if args.keep else args.folder.glob("*artifact-*"):
+        shutil.rmtree(artifact, ignore_errors=True)
+
+
+def run_step(step: Step, outcomes: dict[str, Outcome], args: argparse.Namespace) -> Outcome:
+    """Run a step, unless it cannot be, or there is nothing to do."""
+    if step.unfit:
+        return Outcome(step.name, SKIPPED, reason=step.unfit)
+    if time.monotonic() >= args.until:
+        return Outcome(step.name, LEFT_OUT, reason="no time left (--minutes)")
+    if lacks := missing(step, outcomes):
+        return Outcome(step.name, SKIPPED, reason=f"needs {', '.join(lacks)}")
+    if step.makes and step.makes.exists():
+        return Outcome(step.name, OK, reason="there already")
+    return execute(step, args)
+
+
+def missing(step: Step, outcomes: dict[str, Outcome]) -> list[str]:
+    """Return what a step needs that did not end well."""
+    ended_well = {name for name, outcome in outcomes.items() if outcome.status == OK}
+    return [need for need in step.needs if ended_well.isdisjoint(need.split("|"))]
+
+
+def execute(step: Step, args: argparse.Namespace) -> Outcome:
+    """Run a step in a process group of its own, which is stopped when its time is over."""
+    log, started, is_late = args.folder / f"{step.name}.log", time.monotonic(), False
+    with log.open("wb") as file:
+        try:
+            process = subprocess.Popen(
+                step.command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+            )
+            process.wait(min(60 * args.step_minutes, args.until - started))
+        except OSError as error:
+            return Outcome(step.name, FAILED, reason=str(error))
+        except subprocess.TimeoutExpired:
+            is_late = True
+            stop(process)
+        except KeyboardInterrupt:
+            stop(process)
+            raise
+    seconds, code = round(time.monotonic() - started, 1), process.returncode
+    if code == 0 and not is_late:
+        return Outcome(step.name, OK, seconds)
+    if is_late and time.monotonic() >= args.until:
+        return Outcome(step.name, LEFT_OUT, seconds, "stopped: no time left (--minutes)")
+    how = "stopped (--step-minutes)" if is_late else f"exit code {code}"
+    end = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+    for place, name in ((args.work, "WORK"), (ROOT, "REPOSITORY"), (Path.home(), "HOME")):
+        end = end.replace(str(place), name)  # the result is published
+    return Outcome(step.name, FAILED, seconds, f"{how}: {end}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its group: politely, then less so."""
+    for number, patience in _PATIENCE:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            break
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # children that it left
+
+
+def plan(args: argparse.Namespace, machine: Machine) -> Iterator[Step]:
+    """Yield the steps in order."""
+    python = str(args.python or args.work / "venv" / "bin" / "python")
+    ready = () if args.python else ("install",)
+    if args.python is None:
+        extras = ",".join(("export", "onnx", *machine.targets))
+        pip = (python, "-m", "pip", "install", "-q", "--no-cache-dir", "-c", "constraints.txt")
+        yield Step("venv", (sys.executable, "-m", "venv", str(args.work / "venv")))
+        yield Step("install", (*pip, "torch==2.13.0", "-e", f".[{extras}]"), ("venv",))
+    for flavour, target in machine.targets.items():
+        command = (python, "-m", "benchmarks.engine_probe", "--engine", flavour, *target)
+        yield Step(f"probe-{flavour}", command, ready)
+    checkpoint = args.checkpoint or args.work / f"checkpoint-{args.layers}-layers"
+    if args.checkpoint is None:
+        command = (python, "-m", "benchmarks.random_checkpoint", str(checkpoint))
+        layers = ("--layers", str(args.layers))
+        yield Step("checkpoint", (*command, *layers), ready, makes=checkpoint)
+        ready = ("checkpoint",)
+    rows, dtype = args.folder / "reference.npy", "bf16" if machine.unfit("fp32") else "fp32"
+    reference = f"reference-torch-{dtype}"
+    speed = (python, "-m", "benchmarks.engine_speed")
+    torch = ("--runtime", "torch", "--device", "cuda", "--dtype", dtype, "--repeats", "0")
+    result = ("--json", str(args.folder / f"result-torch-{dtype}.json"))
+    yield Step(reference, (*speed, str(checkpoint), *torch, "--save", str(rows), *result), ready)
+    # Calibrating 7B on processors takes hours; rounding to nearest reads no texts, on any device.
+    device = ("--device", "cuda") if args.rounding != "nearest" else ()
+    exports = dict.fromkeys(PRECISIONS, ("--rounding", args.rounding, *device))
+    exports |= {"fp16": (), "bf16": (), "fp32": ("--opset", "20")}  # no kernel has fp32 attention
+    ours = (python, "-m", "nvembed_deploy")
+    probed = "|".join(f"probe-{flavour}" for flavour in machine.targets)
+    for precision in dict.fromkeys(args.precision or PRECISIONS):
+        artifact, unfit = (
+            args.folder / f"artifact-{precision}",
+            machine.unfit(precision),
+        )
+        words = (str(artifact), "--precision", precision, *exports[precision])
+        exported = f"export-{precision}"
+        yield Step(exported, (*ours, "export", str(checkpoint), *words), (*ready, probed), unfit)
+        for flavour, target in machine.targets.items():
+            name = f"{flavour}-{precision}"
+            command = (*ours, "compile", str(artifact), "--engine", flavour, *target)
+            needs = (exported, f"probe-{flavour}")
+            yield Step(f"compile-{name}", command, needs, unfit)
+            command = (*speed, str(artifact), "--runtime", flavour, "--reference", str(rows))
+            times = ("--repeats", str(args.repeats), "--seconds", f"{args.seconds:g}")
+            result = ("--json", str(args.folder / f"result-{name}.json"))
+            needs, is_last = (f"compile-{name}", reference), flavour == [*machine.targets][-1]
+            command = (*command, *times, *result)
+            yield Step(f"measure-{name}", command, needs, unfit, is_last=is_last)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -155,111 +298,55 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--step-minutes", type=float, default=60, help="of one (%(default)s)")
     parser.add_argument("--python", type=Path, help="that has all packages: nothing is installed")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-host")
-    parser.add_argument("--out", type=Path, help="JSON (benchmarks/results/gpu-host-DATE-RUN.json)")
+    parser.add_argument("--out", type=Path, help="JSON (benchmarks/results/gpu-host-TIME.json)")
     parser.add_argument("--keep", action="store_true", help="keep each artifact (disk!)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    args = parser.parse_args(argv)
+    args, stamp = parser.parse_args(argv), time.strftime("%Y-%m-%d-%H%M%S")
+    args.until = time.monotonic() + 60 * (args.minutes or float("inf"))
+    args.out = args.out or ROOT / "benchmarks" / "results" / f"gpu-host-{stamp}.json"
     args.work, args.checkpoint = args.work.resolve(), args.checkpoint and args.checkpoint.resolve()
+    args.folder = args.work / f"run-{stamp}"
     args.python = args.python and args.python.absolute()  # a venv's is a link: not resolved
     return args
 
 
+def probe() -> Machine | None:
+    """Ask nvidia-smi about the first GPU."""
+    keys = "name,driver_version,compute_cap,memory.total"
+    told = said("nvidia-smi", f"--query-gpu={keys}", "--format=csv,noheader,nounits")
+    if not told:
+        return None
+    gpu, driver, capability, memory = map(str.strip, told.splitlines()[0].rsplit(",", 3))
+    # A GPU without memory of its own (GB10, in DGX Spark) says [N/A]: it has the machine's.
+    machines = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    mib = int(memory) if memory.isdecimal() else machines
+    return Machine(gpu, driver, capability.replace(".", ""), mib)
+
+
 def wrong(args: argparse.Namespace, machine: Machine | None) -> tuple[int, str, str] | None:
     """Return why nothing can be run here, and what to do, after the exit code."""
-    if args.dry_run:
-        return None
+    here, checkpoint, python = sys.version_info[:2], args.checkpoint, args.python
+    driver = machine.driver if machine else ""
     if machine is None:
-        return (
-            3,
-            "nvidia-smi shows no NVIDIA GPU",
-            "run this on a GPU host; --dry-run shows the plan",
-        )
-    here = sys.version_info[:2]
-    if args.python is None and not _PYTHONS[0] <= here <= _PYTHONS[1]:
-        return (
-            3,
-            f"this is Python {here[0]}.{here[1]}, expected 3.11 to 3.13",
-            "run this with python3.12; or --python PATH, of an environment with all packages",
-        )
-    if args.checkpoint is not None and not args.checkpoint.is_dir():
-        return (
-            2,
-            f"{args.checkpoint} is no folder, expected a checkpoint's",
-            "name that; or none, for a random one",
-        )
-    if args.python is not None and not os.access(args.python, os.X_OK):
-        return (
-            2,
-            f"--python {args.python} cannot be run",
-            "name the bin/python of an environment that has all packages",
-        )
+        return 3, "nvidia-smi shows no NVIDIA GPU", "run this on a GPU host; or --dry-run"
+    if int(driver.split(".")[0]) < _DRIVER:
+        return 3, f"driver {driver}: CUDA 13 needs {_DRIVER} or newer", "update it"
+    if python is None and not (3, 11) <= here <= (3, 13):
+        return 3, f"this is Python {here[0]}.{here[1]}, expected 3.11 to 3.13", "run python3.12"
+    if checkpoint is not None and not checkpoint.is_dir():
+        return 2, f"{checkpoint} is no folder, expected a checkpoint's", "or none: a random one"
+    if python is not None and not os.access(python, os.X_OK):
+        return 2, f"--python {python} cannot be run", "name the bin/python that has all packages"
     return None
 
 
-def default_out(host: Host) -> Path:
-    """Return a file that no other run writes."""
-    name = f"gpu-host-{time.strftime('%Y-%m-%d')}-{host.folder.name.removeprefix('run-')}.json"
-    return ROOT / "benchmarks" / "results" / name
-
-
-def others(host: Host) -> str:
-    """Return what other runs left, for their disk."""
-    told = ""
-    for folder in sorted(host.args.work.glob("run-*")) + sorted(host.args.work.glob("check*-*")):
-        if folder not in (host.folder, host.checkpoint) and folder.is_dir():
-            size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            told += f"\nof other runs: {folder}, {size / GB:.1f} GB; remove it if you need no more"
-    return told
-
-
-def collect(folder: Path) -> dict[str, Any]:
-    """Return what the measuring steps wrote; `.partial` is what one wrote that did not end."""
-    found = sorted(folder.glob("result-*.json"))
-    return {path.stem.removeprefix("result-"): json.loads(path.read_text()) for path in found}
-
-
-def summary(outcomes: list[Outcome]) -> str:
-    """Return how many ended how, and why those that did not run did not."""
-    kinds = [outcome.status for outcome in outcomes]
-    line = ", ".join(f"{kinds.count(kind)} {kind}" for kind in (OK, FAILED, SKIPPED, LEFT_OUT))
-    bad = [f"  {o.status} {o.name}: {o.reason}" for o in outcomes if o.status != OK]
-    return "\n".join([line, *bad])
-
-
-def most_disk_bytes(steps: list[Step], *, keep: bool) -> int:
-    """Return the disk that is taken at most at one time."""
-    taken = most = 0
-    held: dict[str, int] = {}
-    exports = {step.command[5]: step for step in steps if step.name.startswith("export-")}
-    for step in (step for step in steps if not step.skipped):
-        taken += step.disk_bytes
-        most = max(most, taken)
-        if step.frees and not keep:
-            taken -= held.pop(step.frees, exports[step.frees].disk_bytes)
-    return most
-
-
-def show(steps: list[Step], host: Host, about: dict[str, str]) -> None:
-    """Print the plan."""
-    machine, args = host.machine, host.args
-    here = "no GPU here; planned for " if machine.assumed else ""
-    say(f"{here}{machine.gpu}, sm{machine.capability}, driver {machine.driver}")
-    for number, step in enumerate(steps, start=1):
-        disk = f" ({step.disk_bytes / GB:.0f} GB)" if step.disk_bytes else ""
-        say(
-            f"\n{number:2}. {step.name}" + (f" (skipped: {step.skipped})" if step.skipped else disk)
-        )
-        if not step.skipped:
-            say(f"    {shlex.join(step.command)}")
-    most = most_disk_bytes(steps, keep=args.keep) / GB
-    there = next(path for path in (args.work, *args.work.parents) if path.exists())
-    free = shutil.disk_usage(there).free / GB
-    say(
-        f"\ndisk: {most:.0f} GB at most at one time, about; {free:.0f} GB are free here"
-        "\n      (a step for which there is no room is skipped when it is its turn)"
-    )
-    say(f"{json.dumps(about)}\nwork in {host.folder}")
-    say(f"result in {args.out}; nothing was run (--dry-run)")
+def said(*command: str) -> str:
+    """Return what a command prints; nothing where there is no such command or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def say(text: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import engine_probe, engine_speed
+from nvembed_deploy.errors import HardwareError
 from nvembed_deploy.runtimes import load_encoder
 from nvembed_deploy.tensorrt_api import gpu_target
 
@@ -107,21 +108,23 @@ def test_slow_runs_are_fewer_but_some() -> None:
     assert len(engine_speed.timed(lambda: None, 3, most_seconds=0)) == 3
 
 
-def test_the_probe_builds_an_engine_and_tells_where_none_can_be_loaded(
+def test_the_probe_goes_all_the_way_that_a_machine_allows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
-    words = ["--engine", "tensorrt-rtx", "--target", "sm89"]
-    assert engine_probe.main([*words, "--build-only"]) == 0
-    assert "works here: built in" in capsys.readouterr().out
-    assert engine_probe.main([*words, "--target", "sm90"]) == 2
-    assert "does not build for sm90" in capsys.readouterr().err
-
-
-def test_the_probe_fails_without_a_driver(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
     if gpu_target() is not None:
         pytest.skip("there is a GPU here")
-    assert engine_probe.main(["--engine", "tensorrt"]) == 3
+    assert engine_probe.TINY.backbone.max_positions == 32768  # as the random checkpoint's
     assert engine_probe.main(["--engine", "tensorrt-rtx", "--target", "sm89"]) == 3
-    assert "builds an engine, but cannot load it" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "for sm89; 6 fused attentions" in said.out
+    assert "CUDA refused cudaGetDeviceCount" in said.err
+
+
+def test_the_probe_refuses_rows_that_are_not_the_processors(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine_probe.compare(tiny_artifact, "onnx") > 0.99999
+    monkeypatch.setattr(engine_probe, "_LEAST_COSINE", 1.1)
+    with pytest.raises(HardwareError, match=r"not ONNX Runtime's: cosine 1\.0000, expected 1\.1"):
+        engine_probe.compare(tiny_artifact, "onnx")

@@ -12,22 +12,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import engine_speed, random_checkpoint
+from benchmarks import engine_speed, lean_export, random_checkpoint
 from nvembed_deploy.__main__ import build_parser
 from nvembed_deploy.export.recipe import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_host.py"
 SMI = """#!/bin/sh
-echo "NVIDIA H100 80GB HBM3, 580.0, 9.0, ${MEMORY:-81559}"
+echo "NVIDIA H100 80GB HBM3, ${DRIVER:-580.0}, ${CAPABILITY:-9.0}, ${MEMORY:-81559}"
 """
 STAND_IN = """#!{python} -S
 import json, os, pathlib, sys, time
@@ -117,12 +116,11 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[SimpleNamespace]:
-    """The script's files as one module: they lie in no package, so that they need none."""
+def host() -> Any:
+    """The script as a module: it lies in no package, so that it needs none."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPT.parent)
-        modules = [import_module(n) for n in ("gpu_steps", "gpu_run", "gpu_plan", "gpu_host")]
-        yield SimpleNamespace(**{name: v for m in modules for name, v in vars(m).items()})
+        return import_module("gpu_host")
 
 
 def dry_run(*words: str) -> str:
@@ -137,9 +135,8 @@ def dry_run(*words: str) -> str:
 
 
 def plan(host: Any, *words: str, **machine: Any) -> dict[str, Any]:
-    args = host.parse([*words])
-    given = host.Host(args, host.Machine(**machine), args.work / "run")
-    return {step.name: step for step in host.plan(given)}
+    steps = host.plan(host.parse([*words]), host.Machine(**machine))
+    return {step.name: step for step in steps}
 
 
 def wait_for(path: Path) -> None:
@@ -152,10 +149,9 @@ def wait_for(path: Path) -> None:
 
 def test_the_plan_is_printed_on_any_machine_with_the_standard_library_alone() -> None:
     out = dry_run("./NV-Embed-v2", *FP16)
-    parts = ("1. venv", "probe-tensorrt", "export-fp16 (31 GB)", "compile-tensorrt-fp16")
-    places = [out.index(part) for part in (*parts, "measure-tensorrt-fp16", "disk: 45 GB at most")]
+    parts = ("venv:", "probe-tensorrt:", "export-fp16:", "compile-tensorrt-fp16:")
+    places = [out.index(part) for part in (*parts, "measure-tensorrt-fp16:", "nothing was run")]
     assert places == sorted(places)
-    assert "nothing was run" in out
 
 
 def test_each_of_our_commands_in_the_plan_is_one_that_our_parser_takes(host: Any) -> None:
@@ -184,7 +180,7 @@ def test_every_precision_for_gpus_is_built_the_most_wanted_first(host: Any) -> N
     steps = plan(host, "x")
     for precision in host.PRECISIONS:
         measure = steps[f"measure-tensorrt-{precision}"]
-        assert measure.skipped is None
+        assert measure.unfit is None
         assert set(measure.needs) == {f"compile-tensorrt-{precision}", "reference-torch-fp32"}
     exports = [name.removeprefix("export-") for name in steps if name.startswith("export-")]
     assert (exports[:3], exports[-1]) == (["fp16", "fp8", "int8"], "fp32")
@@ -201,7 +197,7 @@ def test_each_step_needs_only_earlier_ones(host: Any) -> None:
     for words in ((), ("x",), ("--python", "p"), ("x", "--python", "p")):
         seen: set[str] = set()
         for name, step in plan(host, *words, capability="120").items():
-            assert {*step.needs, *step.needs_any} <= seen
+            assert {one for need in step.needs for one in need.split("|")} <= seen
             seen.add(name)
 
 
@@ -216,19 +212,29 @@ def test_a_hopper_gpu_runs_tensorrt_and_an_rtx_gpu_both(host: Any) -> None:
     ("machine", "step", "reason"),
     [
         ({"capability": "80"}, "export-fp8", "sm80 cannot compute in FP8"),
-        ({"memory_mib": 24564}, "export-fp32", "fp32 weights do not fit 24564 MiB"),
-        ({"driver": "570.86"}, "venv", "driver 570.86: CUDA 13 needs 580"),
+        ({"memory_mib": 24564}, "export-fp32", "fp32 takes 40000 MiB, the GPU has 24564"),
     ],
 )
 def test_what_a_machine_cannot_run_is_skipped_with_its_reason(
     host: Any, machine: dict[str, Any], step: str, reason: str
 ) -> None:
-    assert plan(host, "x", **machine)[step].skipped.startswith(reason)
+    assert plan(host, "x", **machine)[step].unfit.startswith(reason)
 
 
-def test_a_gpu_without_memory_of_its_own_has_the_machines(place: Place, host: Any) -> None:
+def test_a_small_gpu_is_compared_with_bf16(host: Any) -> None:
+    assert "reference-torch-bf16" in plan(host, "x", memory_mib=24564)
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_machines(place: Place) -> None:
     assert place.run(*FP16, MEMORY="[N/A]")[0] == 0
-    assert place.result["machine"]["memory_mib"] == host.system_memory_mib() > 100
+    mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    assert place.result["machine"]["memory_mib"] == mib > 100
+
+
+def test_an_old_driver_is_refused_before_anything_runs(place: Place) -> None:
+    code, told = place.run(*FP16, DRIVER="570.86")
+    assert (code, place.ran) == (3, [])
+    assert "driver 570.86: CUDA 13 needs 580" in told
 
 
 def test_without_a_gpu_the_run_is_refused() -> None:
@@ -253,36 +259,19 @@ def test_a_path_that_is_not_there_is_refused_before_anything_runs(
     assert words[-1].removeprefix(".") in said
 
 
-def test_a_run_goes_on_where_the_same_one_ended(place: Place) -> None:
+def test_all_is_run_and_the_artifacts_are_removed(place: Place) -> None:
     assert place.run(*FP16)[0] == 0
     assert place.ran == ["engine_probe", "engine_speed", "export fp16", "compile", "engine_speed"]
     assert (place.artifacts, place.result["not_ended"]) == ([], [])
-    assert place.run(*FP16)[0] == 0
-    assert place.ran == ["engine_probe"]
     assert set(place.result["results"]) == {"torch-fp32", "tensorrt-fp16"}
 
 
-def test_a_small_trial_is_not_taken_for_another_run(place: Place) -> None:
-    published = []
-    for words in (("--layers", "1"), ("--layers", "2"), ("--layers", "2", "--repeats", "9")):
-        assert place.start(*words, *FP16).communicate(timeout=60)
-        assert "compile" in place.ran
-        published.append(place.result["results"]["tensorrt-fp16"]["of"])
-    assert place.run(*FP16)[0] == 0
-    (place.checkpoint / "model.safetensors").write_text("trained further")
-    said = place.run(*FP16)[1]
-    assert "compile" in place.ran
-    assert len(set(published)) == 3
-    assert said.count("of other runs: ") == 6  # four runs and two checkpoints
-
-
-def test_a_result_has_a_file_of_its_own(host: Any) -> None:
-    names = set()
-    for words in (("--layers", "1"), ("--layers", "2")):
-        args, machine = host.parse([*words]), host.Machine()
-        about = host.identity(args, machine)
-        names.add(host.default_out(host.Host(args, machine, args.work / host.run_name(about))).name)
-    assert len(names) == 2
+def test_a_random_checkpoint_is_made_once_and_nothing_is_measured_twice(place: Place) -> None:
+    for times in (1, 0):
+        assert place.start("--layers", "2", *FP16).wait(60) == 0
+        assert place.ran.count("random_checkpoint") == times
+        assert place.ran.count("compile") == 1
+        time.sleep(1)  # runs have the second in their names
 
 
 @pytest.mark.parametrize("words", [(), ("--keep",)])
@@ -291,7 +280,7 @@ def test_an_artifact_is_freed_after_its_last_step_however_that_ends(
 ) -> None:
     code, said = place.run(*FP16, *words, FAILS="compile")
     assert code == 1
-    assert "failed compile-tensorrt-fp16: exit code 1: error: compile in REPOSITORY" in said
+    assert "compile-tensorrt-fp16 exit code 1: error: compile in REPOSITORY" in said
     assert place.statuses["measure-tensorrt-fp16"] == "skipped"
     assert place.artifacts == (["artifact-fp16"] if words else [])
 
@@ -302,18 +291,12 @@ def test_nothing_is_exported_where_tensorrt_does_not_work(place: Place) -> None:
     assert place.statuses["export-fp16"] == "skipped"
 
 
-def test_one_flavour_that_does_not_work_leaves_the_other(host: Any, tmp_path: Path) -> None:
-    python = sys.executable
-    steps = [
-        host.Step("a", (python, "-c", "raise SystemExit(1)")),
-        host.Step("b", (python, "-c", "")),
-        host.Step("c", (python, "-c", ""), needs_any=("a", "b")),
-        host.Step("d", (python, "-c", ""), needs_any=("a",)),
-    ]
-    ended: list[Any] = []
-    host.run_all(steps, tmp_path, host.Limits(60), ended.append, keep=False)
-    assert [o.status for o in ended] == ["failed", "ok", "ok", "skipped"]
-    assert ended[3].reason == "needs a"
+def test_one_flavour_that_does_not_work_leaves_the_other(host: Any) -> None:
+    export = plan(host, "x", "--python", "p", capability="89")["export-fp16"]
+    for statuses, missing in ((("failed", "ok"), []), (("failed", "skipped"), [export.needs[-1]])):
+        probes = zip(export.needs[-1].split("|"), statuses, strict=True)
+        outcomes = {name: host.Outcome(name, status) for name, status in probes}
+        assert host.missing(export, outcomes) == missing
 
 
 def test_when_the_minutes_are_over_the_running_step_ends_and_the_rest_is_left_out(
@@ -324,17 +307,15 @@ def test_when_the_minutes_are_over_the_running_step_ends_and_the_rest_is_left_ou
     assert place.ran[-2:] == ["compile", "ended compile"]  # it could clean up
     assert place.statuses["compile-tensorrt-fp16"] == "left out"
     assert place.statuses["measure-tensorrt-fp16"] == "left out"
-    assert "2 left out\n  left out compile-tensorrt-fp16: stopped after" in said
-    assert place.artifacts == ["artifact-fp16"]  # for the next run
-    assert place.run(*FP16)[0] == 0
-    assert place.ran == ["engine_probe", "compile", "engine_speed"]
+    assert "2 left out" in said
+    assert place.artifacts == []
 
 
 def test_a_step_that_takes_too_long_fails_and_the_others_go_on(place: Place) -> None:
     words = ("--precision", "fp8", *FP16, "--step-minutes", "0.03")
     code, said = place.run(*words, HANGS="export fp8")
     assert code == 1
-    assert "failed export-fp8: stopped after 2 s (--step-minutes)" in said
+    assert "export-fp8 stopped (--step-minutes)" in said
     assert place.statuses["measure-tensorrt-fp16"] == "ok"
 
 
@@ -357,27 +338,6 @@ def test_a_run_that_is_ended_has_written_what_it_knows(place: Place, number: int
         assert place.ran[-1] == "ended compile"
 
 
-def test_a_step_without_room_on_the_disk_is_skipped(host: Any, tmp_path: Path) -> None:
-    step = host.Step("a", ("no such program",), disk_bytes=1 << 60)
-    outcome = host.run_step(step, {}, tmp_path, host.Limits(60))
-    assert outcome.status == "skipped"
-    assert outcome.reason.startswith("needs 1152921505 GB of disk, ")
-    assert host.run_step(host.Step("b", step.command), {}, tmp_path, host.Limits(1)).status == (
-        "failed"
-    )
-
-
-def test_an_environment_that_was_left_half_made_is_made_again(host: Any, tmp_path: Path) -> None:
-    step = plan(host, "--work", str(tmp_path), *FP16)["venv"]
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.touch()  # as where ensurepip failed
-    outcome = host.run_step(step, {}, tmp_path, host.Limits(300))
-    assert (outcome.status, outcome.reason) == ("ok", None)
-    assert (python.parent / "pip").exists()
-    assert host.run_step(step, {}, tmp_path, host.Limits(1)).reason == "done by an earlier run"
-
-
 def test_a_random_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         random_checkpoint, "write_random_checkpoint", lambda path, spec: path.mkdir()
@@ -387,3 +347,13 @@ def test_a_random_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.M
     assert random_checkpoint.main([str(tmp_path / "out"), "--layers", "1"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_random_checkpoint_adds_little_to_its_states() -> None:
+    """Else 4 bits do not pass an export's self-check: 32 such layers gave a cosine of 0.79."""
+    pool = np.random.default_rng(0).standard_normal(1 << 12, np.float32)
+    sizes = {
+        name: float(np.std(next(lean_export._noise(pool, name, (16, 64), 32))))
+        for name in ("embed_tokens.weight", "self_attn.q_proj.weight", "self_attn.o_proj.weight")
+    }
+    np.testing.assert_allclose([*sizes.values()], [1, 1 / 8, 1 / 64], rtol=0.1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 import pytest
 
 from nvembed_deploy.engine_record import Flavour
 from nvembed_deploy.errors import HardwareError, MissingPackageError
-from nvembed_deploy.tensorrt_api import MODULES, Phases, gpu_name, gpu_target, load_api
+from nvembed_deploy.tensorrt_api import MODULES, Api, Phases, gpu_name, gpu_target, load_api
 from tests.runtimes.host_gpu import HostDriver
 
 
@@ -81,3 +82,23 @@ def test_rtx_lists_the_gpus_that_it_builds_for() -> None:
     api = load_api(Flavour.RTX)
     assert {"sm75", "sm80", "sm86", "sm89", "sm120"} <= set(api.targets)
     assert api.version[0].isdecimal()
+
+
+@pytest.mark.parametrize("known", [b"", b"of this GPU", b"of another GPU", b"of another version"])
+def test_a_build_has_timings_whatever_is_known(known: bytes) -> None:
+    """As NVIDIA's page on IBuilderConfig has it: what it refuses is not taken in part."""
+
+    class Config:
+        taken: str | None = None
+
+        def create_timing_cache(self, data: bytes) -> str | None:
+            return None if b"version" in data else data.decode()
+
+        def set_timing_cache(self, cache: str, ignore_mismatch: bool) -> bool:
+            is_taken = ignore_mismatch or "another" not in cache
+            self.taken = cache if is_taken else None
+            return is_taken
+
+    config: Any = Config()
+    timings = Api(Flavour.TENSORRT, None).timings(config, known)
+    assert timings == config.taken == ("" if b"another" in known else known.decode())

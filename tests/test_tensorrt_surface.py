@@ -24,13 +24,16 @@ HOLDS = {
         "parser": "OnnxParser",
         "e": "ParserError",
         "config": "IBuilderConfig",
-        "config.get_timing_cache()": "ITimingCache",
         "shapes": "IOptimizationProfile",
         "engine": "ICudaEngine",
         "inspector": "EngineInspector",
         "self.module.Runtime(logger)": "Runtime",
     },
-    "export/engine_build.py": {"builder": "Builder", "config": "IBuilderConfig"},
+    "export/engine_build.py": {
+        "builder": "Builder",
+        "config": "IBuilderConfig",
+        "timings": "ITimingCache",
+    },
     "runtimes/loaded_engine.py": {
         "engine": "ICudaEngine",
         "self._engine": "ICudaEngine",

@@ -123,13 +123,14 @@ def _compile(order: Order, api: Api, *, logger: Any, emit: Emit) -> _HashingFile
     for profile in order.profiles:
         config.add_optimization_profile(api.profile(builder, profile, order.inputs))
     if order.timing_cache:
-        api.use_timing_cache(config, Path(order.timing_cache))
+        kept = Path(order.timing_cache)
+        timings = api.timings(config, kept.read_bytes() if kept.exists() else b"")
     config.progress_monitor = api.monitor(_stepwise(emit))
     with _plan_file(order) as plan:
         if not builder.build_serialized_network_to_stream(network, config, api.writer(plan)):
             raise ValueError("TensorRT could not build it")
     if order.timing_cache:
-        _replace(Path(order.timing_cache), api.timing_cache(config))
+        _keep(kept, bytes(timings.serialize()))
     return plan
 
 
@@ -194,10 +195,14 @@ def _stepwise(emit: Emit) -> Callable[[float], None]:
     return report
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _keep(path: Path, data: bytes) -> None:
+    """Write a file of timings; where that fails, the plan, which took minutes, is whole without."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
 
 
 def _take_stdout() -> BinaryIO:

@@ -6,6 +6,7 @@ The rules are measured: each stands for builds that were tried (docs/tensorrt.md
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.engine_record import Flavour, Profile
@@ -159,6 +160,12 @@ def _check_types(targets: tuple[str, ...], graph: GraphFacts) -> None:
 
 
 def _check_tensorrt(options: EngineOptions) -> None:
+    if options.strip_weights and options.version_compatible:
+        raise RecipeError(
+            "strip_weights and version_compatible do not go together: the lean runtime that such a "
+            "plan takes along cannot put weights back",
+            "remove one of them",
+        )
     here = gpu_target()
     if here is None:
         raise HardwareError(
@@ -171,6 +178,11 @@ def _check_tensorrt(options: EngineOptions) -> None:
         raise HardwareError(
             f"TensorRT builds for this machine's GPU, {here}, not for {', '.join(others)}",
             "leave --target away, or run this on a machine with that GPU",
+        )
+    if options.timing_cache and not Path(options.timing_cache).parent.is_dir():
+        raise RecipeError(
+            f"timing_cache is {options.timing_cache}, in a folder that is not there",
+            "make that folder first",
         )
 
 

@@ -6,7 +6,8 @@ No torch and no cupy: a serving host needs `cuda-bindings` alone. Pointers are p
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from nvembed_deploy.errors import HardwareError, InputError, MissingPackageError
 
-_MODULE = "cuda.bindings.runtime"
+_MODULE, _DRIVER_MODULE = "cuda.bindings.runtime", "cuda.bindings.driver"
 _INSTALL = "pip install 'nvembed-deploy[tensorrt]'"
 _DRIVER = (
     "install the NVIDIA driver, and check that nvidia-smi shows the GPU and CUDA_VISIBLE_DEVICES "
@@ -68,6 +69,7 @@ class Gpu:
             MissingPackageError: CUDA's bindings are not installed.
         """
         self._cudart = cudart or load_cudart()
+        self._driver = cudart or import_module(_DRIVER_MODULE)
         self.index = index
         self._device: list[int] = []
         self._pinned: list[int] = []
@@ -77,9 +79,9 @@ class Gpu:
             raise HardwareError(
                 f"device cuda:{index} was asked for; the NVIDIA driver shows {count} GPUs", _DRIVER
             )
-        self.use()
         flags = self._cudart.cudaStreamNonBlocking
-        self.stream = int(self._call("cudaStreamCreateWithFlags", flags))
+        with self.current():
+            self.stream = int(self._call("cudaStreamCreateWithFlags", flags))
 
     @property
     def name(self) -> str:
@@ -97,13 +99,24 @@ class Gpu:
         ]
         return "sm" + "".join(map(str, digits))
 
-    def use(self) -> None:
-        """Make it the calling thread's GPU: CUDA keeps that for each thread."""
-        self._call("cudaSetDevice", self.index)
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make it the calling thread's GPU, as TensorRT and a recording need it.
+
+        At the end the thread has the one that it had before, which torch and others go by. The
+        driver knows a thread that had none: choosing GPU 0 for it would take memory there.
+        """
+        _, before = self._driver.cuCtxGetCurrent()
+        try:
+            self._call("cudaSetDevice", self.index)
+            yield
+        finally:
+            self._driver.cuCtxSetCurrent(before)
 
     def allocate(self, num_bytes: int) -> int:
         """Return GPU memory, aligned as TensorRT wants it, that lives until `close`."""
-        pointer = int(self._call("cudaMalloc", max(num_bytes, 1)))
+        with self.current():
+            pointer = int(self._call("cudaMalloc", max(num_bytes, 1)))
         self._device.append(pointer)
         return pointer
 
@@ -111,7 +124,8 @@ class Gpu:
         """Return page-locked host memory, [size], that lives until `close`."""
         num_bytes = max(size, 1) * np.dtype(dtype).itemsize
         flags = self._cudart.cudaHostAllocDefault
-        pointer = int(self._call("cudaHostAlloc", num_bytes, flags))
+        with self.current():
+            pointer = int(self._call("cudaHostAlloc", num_bytes, flags))
         self._pinned.append(pointer)
         block = (ctypes.c_byte * num_bytes).from_address(pointer)
         return np.ndarray((size,), dtype=dtype, buffer=memoryview(block))
@@ -164,22 +178,23 @@ class Gpu:
         self._call("cudaGraphLaunch", recording, self.stream)
 
     def forget(self, recording: Any) -> None:  # noqa: ANN401 - CUDA's class
-        """Free a recording."""
-        self._call("cudaGraphExecDestroy", recording)
+        """Free a recording, if it is one."""
+        if recording is not None:
+            self._call("cudaGraphExecDestroy", recording)
 
     def close(self) -> None:
         """Free everything. Arrays from `pinned` must not be touched afterwards."""
         if not self.stream:
             return
-        self.use()
-        self.wait()
-        for pointer in self._device:
-            self._call("cudaFree", pointer)
-        for pointer in self._pinned:
-            self._call("cudaFreeHost", pointer)
-        self._device, self._pinned = [], []
-        self._call("cudaStreamDestroy", self.stream)
-        self.stream = 0
+        with self.current():
+            self.wait()
+            for pointer in self._device:
+                self._call("cudaFree", pointer)
+            for pointer in self._pinned:
+                self._call("cudaFreeHost", pointer)
+            self._device, self._pinned = [], []
+            self._call("cudaStreamDestroy", self.stream)
+            self.stream = 0
 
     def _copy(self, to: int, source: int, num_bytes: int, kind: Any) -> None:  # noqa: ANN401
         self._call("cudaMemcpyAsync", to, source, num_bytes, kind, self.stream)

@@ -15,6 +15,9 @@ _PORTABLE = "portable"
 _PORTABLE_FROM, _FP8_FROM = 80, 89
 """Source: TensorRT for RTX 1.7, "CPU-only AOT and portable engines": Ampere and later. A plan with
 products in FP8 begins where those do: its own text says accelerators={sm89}, others' {sm80}."""
+_NEXT_MAJOR = (10, 11)
+"""Of plans for later versions, those that the next major version runs, beside those of the same.
+Source: TensorRT 11.4's support matrix, engine portability; no others are supported."""
 _COMPATIBLE_FROM = {"ampere_plus": 80}
 """Source: TensorRT's HardwareCompatibilityLevel. The other level, same_compute_capability, takes
 what the record's targets say."""
@@ -78,9 +81,10 @@ def explain(engines: Mapping[str, EngineRecord], host: Host) -> str:
 
 def _fits_version(record: EngineRecord, version: str) -> bool:
     """Compare versions; a version-compatible plan carries a runtime for later ones."""
-    if record.options.get("version_compatible"):
-        return _numbers(record.version) <= _numbers(version)
-    return record.version == version
+    if not record.options.get("version_compatible"):
+        return record.version == version
+    built, here = _numbers(record.version), _numbers(version)
+    return built <= here and (built[0] == here[0] or (built[0], here[0]) == _NEXT_MAJOR)
 
 
 def _fits_gpu(record: EngineRecord, target: str) -> bool:

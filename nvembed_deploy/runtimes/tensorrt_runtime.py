@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +34,7 @@ from nvembed_deploy.runtimes.replay_cache import ReplayCache
 from nvembed_deploy.tensorrt_api import Api, load_api
 from nvembed_deploy.text import Batch
 
-_IDS = "<i8"
-_ROWS = "<f4"
+_IDS, _ROWS = "<i8", "<f4"
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +94,7 @@ class TensorRTRuntime:
         """Return L2-normalised embeddings [B, D] of a right-padded batch."""
         shape = Shape(*batch.input_ids_BS.shape)
         rows_BD = np.empty((shape.batch, self._width), dtype=np.float32)
-        with self._lock:
-            gpu = self._open_gpu()
+        with self._on_gpu() as gpu:
             for launch in plan_launches(shape, self._profiles):
                 self._buffers.fill(batch, launch)
                 self._launch(gpu, launch)
@@ -113,8 +114,7 @@ class TensorRTRuntime:
         Raises:
             InputError: an array cannot be used, or no profile holds its shape as it is.
         """
-        with self._lock:
-            gpu = self._open_gpu()
+        with self._on_gpu() as gpu:
             given = zip(INPUTS, inputs, strict=True)
             arrays = {name: device_array(array, gpu.stream, name) for name, array in given}
             shape = _common_shape(arrays)
@@ -137,26 +137,34 @@ class TensorRTRuntime:
             if self._gpu is None:
                 return
             gpu, self._gpu = self._gpu, None
-            gpu.use()
-            gpu.wait()
-            try:
-                self._engine.save_cache()
-            finally:
-                self._free(gpu)
+            with gpu.current():
+                gpu.wait()
+                try:
+                    self._engine.save_cache()
+                finally:
+                    self._free(gpu)
+
+    def __del__(self) -> None:
+        """Close what nobody closed: an encoder that is dropped keeps no gigabytes."""
+        with suppress(Exception):  # it was never whole, or Python ends
+            self.close()
 
     def _free(self, gpu: Gpu) -> None:
         """Free what was recorded, then the engine, then the memory that both used."""
         for graph in [kept.graph for kept in self._replays.clear()]:
-            _forget(gpu, graph)
+            gpu.forget(graph)
         self._contexts.clear()
         del self._engine
         gpu.close()
 
-    def _open_gpu(self) -> Gpu:
-        if self._gpu is None:
-            raise closed()
-        self._gpu.use()
-        return self._gpu
+    @contextmanager
+    def _on_gpu(self) -> Iterator[Gpu]:
+        """Yield the GPU, to one thread at a time."""
+        with self._lock:
+            if self._gpu is None:
+                raise closed()
+            with self._gpu.current():
+                yield self._gpu
 
     def _launch(self, gpu: Gpu, launch: Launch) -> None:
         """Order a launch: replay it, or run it, and record it where it will come again."""
@@ -200,7 +208,7 @@ class TensorRTRuntime:
         replaced = self._replays.keep(key, Recording(context, graph))
         if replaced is not None:
             gpu.wait()  # it may still be running a launch of this batch
-            _forget(gpu, replaced.graph)
+            gpu.forget(replaced.graph)
 
     def _stop_recording(self, error: NVEmbedError) -> None:
         logger.warning("no further shapes are recorded as CUDA graphs: %s", error.problem)
@@ -234,16 +242,6 @@ class TensorRTRuntime:
         return profile
 
 
-def open_tensorrt(artifact: Artifact, options: RuntimeOptions) -> TensorRTRuntime:
-    """Load an artifact's engine into TensorRT (a row of `RUNTIMES`)."""
-    return open_engine(artifact, options, Flavour.TENSORRT)
-
-
-def open_rtx(artifact: Artifact, options: RuntimeOptions) -> TensorRTRuntime:
-    """Load an artifact's engine into TensorRT for RTX (a row of `RUNTIMES`)."""
-    return open_engine(artifact, options, Flavour.RTX)
-
-
 def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -> TensorRTRuntime:
     """Load the engine that fits this machine; compile one if there is none.
 
@@ -254,18 +252,30 @@ def open_engine(artifact: Artifact, options: RuntimeOptions, flavour: Flavour) -
     """
     gpu = Gpu(gpu_index(options.device))
     try:
-        api = load_api(flavour)
-        host = Host(flavour, api.version, gpu.target, api.targets, gpu.name)
-        artifact, name = find_engine(artifact, host, options, gpu.index)
-        try:
-            return _open(artifact, name, api, gpu, options)
-        except ArtifactError as error:
-            damage = Damage(artifact, name, error)
-            artifact, name = find_another(damage, host, options, gpu.index)
-        return _open(artifact, name, api, gpu, options)
+        with gpu.current():
+            return _find_and_open(artifact, options, flavour, gpu)
     except BaseException:
         gpu.close()
         raise
+
+
+open_tensorrt = partial(open_engine, flavour=Flavour.TENSORRT)
+open_rtx = partial(open_engine, flavour=Flavour.RTX)
+"""Rows of `RUNTIMES`."""
+
+
+def _find_and_open(
+    artifact: Artifact, options: RuntimeOptions, flavour: Flavour, gpu: Gpu
+) -> TensorRTRuntime:
+    api = load_api(flavour)
+    host = Host(flavour, api.version, gpu.target, api.targets, gpu.name)
+    artifact, name = find_engine(artifact, host, options, gpu.index)
+    try:
+        return _open(artifact, name, api, gpu, options)
+    except ArtifactError as error:
+        damage = Damage(artifact, name, error)
+        artifact, name = find_another(damage, host, options, gpu.index)
+    return _open(artifact, name, api, gpu, options)
 
 
 def _open(
@@ -274,12 +284,6 @@ def _open(
     record, replays = artifact.manifest.engines[name], options.cuda_graphs
     engine = LoadedEngine(api, artifact.path / name, record, artifact.graph)
     return TensorRTRuntime(engine, gpu, artifact=artifact, record=record, replays=replays)
-
-
-def _forget(gpu: Gpu, graph: Any) -> None:  # noqa: ANN401 - CUDA's class
-    """Free a recorded graph, if there is one."""
-    if graph is not None:
-        gpu.forget(graph)
 
 
 def _common_shape(arrays: dict[str, DeviceArray]) -> Shape:

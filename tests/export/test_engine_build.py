@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from nvembed_deploy.engine_record import Flavour, Profile, Shape
 from nvembed_deploy.errors import ArtifactError
-from nvembed_deploy.export.engine_build import Order, _plan_file, build
+from nvembed_deploy.export.engine_build import Order, _keep, _plan_file, build
 from nvembed_deploy.tensorrt_api import Api, Flags
 
 
@@ -101,6 +101,12 @@ def test_a_plan_that_lies_shorter_on_the_disk_than_it_was_written_is_an_error(
         _plan_file(order) as plan,
     ):
         assert plan.write(b"plan") == 4
+
+
+def test_timings_that_cannot_be_kept_do_not_cost_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "timings").mkdir()
+    _keep(tmp_path / "timings", b"as where the disk is full")
+    assert [path.name for path in tmp_path.iterdir()] == ["timings"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it lives until its pipe breaks")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from nvembed_deploy.export.engine_options import (
 from nvembed_deploy.export.formats import Code
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.tensorrt_api import gpu_target
+from tests.runtimes.host_gpu import HostDriver
 
 FP16 = GraphFacts(Precision.FP16, 23, 128)
 RTX = EngineOptions(Flavour.RTX)
@@ -120,3 +123,19 @@ def test_full_tensorrt_without_a_gpu_is_refused() -> None:
     with pytest.raises(HardwareError, match="none here") as caught:
         check_engine(EngineOptions(Flavour.TENSORRT), FP16)
     assert "tensorrt-rtx" in caught.value.fix
+
+
+def test_a_plan_with_a_lean_runtime_holds_its_weights() -> None:
+    """NVIDIA's page on version compatibility: that runtime does not refit."""
+    both = EngineOptions(Flavour.TENSORRT, strip_weights=True, version_compatible=True)
+    with pytest.raises(RecipeError, match="do not go together"):
+        check_engine(both, FP16)
+
+
+def test_a_file_of_timings_in_no_folder_is_refused_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: HostDriver())
+    check_engine(EngineOptions(Flavour.TENSORRT, timing_cache="timings"), FP16)
+    with pytest.raises(RecipeError, match="in a folder that is not there"):
+        check_engine(EngineOptions(Flavour.TENSORRT, timing_cache=str(tmp_path / "no" / "t")), FP16)

@@ -204,6 +204,18 @@ def test_torch_tensors_on_another_gpu_are_refused(compiled: tuple[Path, Flavour]
         assert runtime.embed(batch).shape[0] == len(batch.input_ids_BS)
 
 
+def test_torchs_own_gpu_is_what_it_was(compiled: tuple[Path, Flavour]) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"torch sees {torch.cuda.device_count()} CUDA devices, the test takes 2")
+    path, flavour = compiled
+    options = RuntimeOptions(device="cuda:1")
+    with load_encoder(path, flavour.value, options=options) as encoder:
+        encoder.runtime.embed(batch_of(5))
+        assert torch.zeros(1, device="cuda").device.index == 0
+    assert torch.zeros(1, device="cuda").device.index == 0
+
+
 def test_torch_tensors_of_the_processor_are_refused(compiled: tuple[Path, Flavour]) -> None:
     torch = pytest.importorskip("torch")
     path, flavour = compiled

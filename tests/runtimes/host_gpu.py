@@ -3,7 +3,8 @@
 
 It stands in for NVIDIA's two libraries, not for code of ours, and is as strict as they are: what is
 ordered while a stream is captured does not run, and nothing is bound meanwhile; a shape outside of
-the profile is refused, a recording of a context that was changed is refused, memory is freed once.
+the profile is refused, a recording of a context that was changed is refused, nothing is copied for
+another GPU than the current one, memory is freed once.
 """
 
 from __future__ import annotations
@@ -113,6 +114,14 @@ class HostCuda:
         self.current = index
 
     @call
+    def cuCtxGetCurrent(self) -> int:
+        return self.current
+
+    @call
+    def cuCtxSetCurrent(self, current: int) -> None:
+        self.current = current
+
+    @call
     def cudaGetDeviceProperties(self, _index: int) -> Any:
         return SimpleNamespace(name=self.name)
 
@@ -166,6 +175,7 @@ class HostCuda:
     @call
     def cudaMemcpyAsync(self, to: int, source: int, size: int, _kind: int, stream: int) -> None:
         assert stream == 7
+        assert self.holders[to] == self.holders[source] == self.current
         self.order(lambda: ctypes.memmove(to, source, size))
 
     @call

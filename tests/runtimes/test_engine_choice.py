@@ -64,11 +64,17 @@ def test_a_portable_plan_in_fp8_runs_from_ada_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "fits"),
-    [("11.4.0.106", True), ("11.10.0.1", True), ("12.0.0.1", True), ("11.3.0.9", False)],
+    ("built", "version", "fits"),
+    [
+        *((TRT.version, "11.4.0.106", True), (TRT.version, "11.10.0.1", True)),
+        *((TRT.version, "12.0.0.1", False), (TRT.version, "11.3.0.9", False)),
+        *(("10.15.1.29", TRT.version, True), ("9.3.0.1", TRT.version, False)),
+    ],
 )
-def test_a_version_compatible_plan_runs_on_later_versions(version: str, fits: bool) -> None:
-    record = replace(TRT, options={"version_compatible": True})
+def test_a_version_compatible_plan_runs_on_the_later_versions_that_nvidia_names(
+    built: str, version: str, fits: bool
+) -> None:
+    record = replace(TRT, version=built, options={"version_compatible": True})
     assert (why_not(record, replace(H200, version=version)) is None) == fits
 
 

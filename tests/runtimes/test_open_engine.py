@@ -39,7 +39,8 @@ def play(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         api, _ = host_api(toy_artifact / "model.onnx", cuda, record)
         api.module.__spec__ = ModuleSpec(MODULES[record.flavour], None)
         monkeypatch.setitem(sys.modules, MODULES[record.flavour], api.module)
-        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+        for module in ("runtime", "driver"):
+            monkeypatch.setitem(sys.modules, f"cuda.bindings.{module}", cuda)
         return cuda
 
     return put
@@ -53,6 +54,7 @@ def test_an_engine_is_opened_by_its_runtimes_name(
     with load_encoder(toy_artifact, flavour.value, device="cuda:1") as encoder:
         assert isinstance(encoder.runtime, TensorRTRuntime)
         assert (encoder.runtime.name, encoder.runtime.device) == (flavour.value, "cuda:1")
+        assert cuda.current == 0  # what other code of this thread runs on
         got = encoder.encode(TEXTS)
     np.testing.assert_allclose(got, [expected_row(text) for text in TEXTS], atol=1e-6)
     assert cuda.memory == {}
@@ -82,7 +84,7 @@ def test_an_engine_for_another_gpu_is_refused_where_none_may_be_compiled(
     ) as caught:
         load_encoder(toy_artifact, "tensorrt", options=options)
     assert caught.value.fix == f"nvembed-deploy compile {toy_artifact} --engine tensorrt"
-    assert cuda.calls[-1] == "cudaStreamDestroy"
+    assert "cudaStreamDestroy" in cuda.calls
 
 
 def test_an_engine_of_another_model_with_the_same_capability_is_refused(

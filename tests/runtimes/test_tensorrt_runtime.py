@@ -215,6 +215,30 @@ def test_threads_share_a_runtime(
             np.testing.assert_allclose(got, [expected_row(text)] * 6, atol=1e-6)
 
 
+def test_a_runtime_that_is_dropped_frees_what_one_that_is_closed_does(toy_artifact: Path) -> None:
+    runtime, cuda, _ = open_host(toy_artifact)
+    for _ in range(3):
+        runtime.embed(tokens_of(toy_artifact, ["w1"]))
+    assert (bool(cuda.memory), cuda.live) == (True, 1)
+    del runtime
+    assert (cuda.memory, cuda.live) == ({}, 0)
+
+
+def test_the_threads_own_gpu_is_what_it_was_after_each_call(toy_artifact: Path) -> None:
+    """Torch takes the GPU that is current: its tensors would go to the engine's."""
+    runtime, cuda, _ = open_host(toy_artifact)
+    batch = tokens_of(toy_artifact, ["w1"])
+    arrays = arrays_on_gpu(cuda, batch)
+    with pytest.raises(InputError, match="no profile takes"):
+        runtime.embed_on_gpu(*arrays_on_gpu(cuda, tokens_of(toy_artifact, ["w1"] * 5)))
+    cuda.current = 1
+    for call in (lambda: runtime.embed(batch), lambda: runtime.embed_on_gpu(*arrays)):
+        call()
+        assert cuda.current == 1
+    runtime.close()
+    assert cuda.current == 1
+
+
 class OnGpu:
     """An array of another library, by its pointer."""
 
