@@ -6,6 +6,7 @@ log.jsonl is the record; what is drawn or tracked elsewhere is made of it.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ class StepRecord:
     tokens: int
     truncated: int
     seconds: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether the step was taken: one whose loss or gradient is not finite is not."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class Journal:
@@ -109,7 +115,7 @@ class LiveView:
             console=Console(stderr=True),
         )
         self._task = self._bars.add_task("", total=steps, completed=done, numbers="")
-        self._loss: float | None = None
+        self._loss = math.nan
 
     def __enter__(self) -> Self:
         """Show the line."""
@@ -122,8 +128,9 @@ class LiveView:
 
     def show(self, record: StepRecord) -> None:
         """See `View`."""
-        last = record.loss if self._loss is None else self._loss
-        self._loss = _SMOOTHING * last + (1 - _SMOOTHING) * record.loss
+        if record.is_finite:
+            last = record.loss if math.isnan(self._loss) else self._loss
+            self._loss = _SMOOTHING * last + (1 - _SMOOTHING) * record.loss
         numbers = (
             f"loss {self._loss:.4f}  grad {record.gradient_norm:.2f}  "
             f"{record.tokens / max(record.seconds, 1e-9):,.0f} tok/s"
@@ -143,7 +150,7 @@ def open_view(steps: int, done: int, every: int) -> Iterator[View]:
 
 def draw_curves(out: Path) -> Path | None:
     """Draw loss, gradient norm and speed of a run as curves.png; None if matplotlib is missing."""
-    records = [r for r in read_log(out) if r.loss == r.loss]
+    records = [r for r in read_log(out) if r.is_finite]
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

@@ -171,8 +171,8 @@ class RunSection(Section):
     log_every: Count = 10
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     on_nan: Literal["stop", "skip"] = "stop"
-    """What a loss that is not finite does: end the run, or leave that step out (ten in a row end
-    it all the same)."""
+    """What a loss or a gradient that is not finite does: end the run, or leave that step out (ten
+    in a row end it all the same)."""
 
 
 class TrainRecipe(Section):

@@ -28,8 +28,9 @@ _WRITTEN = (_CHECKPOINT, CURVES, "tensorboard", "wandb", LOG, "steps", RECIPE)
 killed is still a run, which begins again only if asked to."""
 _WATCHING = {"run.log_every", "run.save_every", "run.keep", "run.tracker", "run.out"}
 _MEMORY = {"run.shard", "run.gradient_checkpointing", "batch.chunk_tokens", "batch.live_tokens"}
-_FREE = _WATCHING | _MEMORY | {"run.compile"}
-"""What may change when a run goes on: a machine with less memory must be able to end it."""
+_FREE = _WATCHING | _MEMORY | {"run.compile", "run.on_nan"}
+"""What may change when a run goes on: a machine with less memory must be able to end it, and one
+loss that is not finite must not cost the steps before it."""
 
 
 def check_paths(recipe: TrainRecipe) -> None:

@@ -59,6 +59,14 @@ def test_a_terminal_gets_one_line_that_smooths_the_loss() -> None:
     assert task.fields["numbers"] == "loss 1.9500  grad 2.00  200 tok/s"
 
 
+def test_a_step_that_was_left_out_does_not_spoil_the_line() -> None:
+    with LiveView(4, 0) as view:
+        for step, loss in enumerate((math.nan, 2.0, math.inf, 1.0), 1):
+            view.show(record(step, loss))
+        (task,) = view._bars.tasks
+    assert task.fields["numbers"].startswith("loss 1.9500")
+
+
 def test_the_view_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_terminal, kind in ((True, LiveView), (False, PlainView)):
         monkeypatch.setattr("sys.stderr.isatty", lambda answer=is_terminal: answer)
