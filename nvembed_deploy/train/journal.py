@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+from nvembed_deploy.staging import replace_text
+
 LOG, CURVES = "log.jsonl", "curves.png"
 _SMOOTHING = 0.95
 
@@ -43,8 +45,7 @@ class Journal:
         """Open the log and drop what is later than `step`: those steps are done again."""
         self._path = out / LOG
         kept = [r for r in read_log(out) if r.step <= step]
-        text = "".join(json.dumps(asdict(r)) + "\n" for r in kept)
-        self._path.write_text(text, encoding="utf-8")
+        replace_text(self._path, "".join(json.dumps(asdict(r)) + "\n" for r in kept))
 
     def add(self, record: StepRecord) -> None:
         """Write a step."""

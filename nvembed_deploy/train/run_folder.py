@@ -15,6 +15,7 @@ from typing import Any
 from nvembed_deploy.checkpoint import DESCRIPTION, foreign_files
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.filelock import lock
+from nvembed_deploy.staging import replace_text
 from nvembed_deploy.train.journal import CURVES, LOG
 from nvembed_deploy.train.recipe import TrainRecipe
 from nvembed_deploy.train.sources import Source, is_table
@@ -136,8 +137,7 @@ def claim(recipe: TrainRecipe, sources: Sequence[Source], *, overwrite: bool) ->
             _remove(table)
         for name in _WRITTEN:
             _remove(out / name)
-    described = json.dumps(recipe.model_dump(mode="json"), indent=2)
-    (out / RECIPE).write_text(described + "\n", encoding="utf-8")
+    replace_text(out / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _remove(path: Path) -> None:

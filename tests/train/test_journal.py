@@ -16,6 +16,7 @@ from nvembed_deploy.train.journal import (
     open_view,
     read_log,
 )
+from tests.full_disk import files_up_to
 
 
 def record(step: int, loss: float = 1.0) -> StepRecord:
@@ -37,6 +38,15 @@ def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:
         journal.add(record(step))
     Journal(tmp_path, 2).add(record(3, 7.0))
     assert [(r.step, r.loss) for r in read_log(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 7.0)]
+
+
+def test_a_full_disk_does_not_cost_the_log(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0)
+    for step in (1, 2, 3):
+        journal.add(record(step))
+    with files_up_to(100), pytest.raises(OSError):
+        Journal(tmp_path, 2)
+    assert len(read_log(tmp_path)) == 3
 
 
 def test_a_pipe_gets_a_line_every_few_steps_and_the_last(

@@ -22,8 +22,9 @@ from nvembed_deploy.train.journal import read_log
 from nvembed_deploy.train.learner import open_learner
 from nvembed_deploy.train.recipe import TrainRecipe
 from nvembed_deploy.train.run_data import open_sources
-from nvembed_deploy.train.run_folder import held
+from nvembed_deploy.train.run_folder import check_claim, claim, held
 from nvembed_deploy.train.saved import saved_steps
+from tests.full_disk import files_up_to
 from tests.train import pairs, runs
 
 
@@ -104,6 +105,14 @@ def test_a_run_is_never_overwritten_unasked(tiny_base: Path, data: Path, tmp_pat
     loop.train(other, overwrite=True)
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert stored["loss"]["temperature"] == 0.2
+
+
+def test_a_full_disk_does_not_cost_the_recipe(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    loop.train(recipe)
+    with files_up_to(10), pytest.raises(OSError):
+        claim(recipe, [], overwrite=False)
+    check_claim(recipe, resume=True, overwrite=False)
 
 
 def test_what_failed_before_its_first_step_may_begin_again(
