@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from nvembed_deploy import load_encoder
-from nvembed_deploy.errors import CheckpointError, GateError, InputError, RecipeError
+from nvembed_deploy.errors import ArtifactError, CheckpointError, GateError, InputError, RecipeError
 from nvembed_deploy.train import loop
 from nvembed_deploy.train.journal import read_log
 from nvembed_deploy.train.learner import open_learner
@@ -105,6 +105,25 @@ def test_a_run_is_never_overwritten_unasked(tiny_base: Path, data: Path, tmp_pat
     loop.train(other, overwrite=True)
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert stored["loss"]["temperature"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("rank", "name"), [(2, "state.pt"), (64, "adapter"), (2, "pooler.safetensors")]
+)
+def test_a_full_disk_is_told_and_costs_no_saved_step(
+    tiny_base: Path, data: Path, tmp_path: Path, rank: int, name: str
+) -> None:
+    out, adapter = tmp_path / "run", {"rank": rank, "alpha": 4}
+    recipe = pairs.recipe(tiny_base, data, out, adapter=adapter)
+    run = loop._Run(recipe, Accelerator(cpu=True), open_sources(recipe))
+    run._save()
+    size = {"state.pt": 10, "adapter": 10, "pooler.safetensors": -10}[name]
+    whole = (saved_steps(out)[0] / "checkpoint" / "pooler.safetensors").stat().st_size
+    run.step = 2
+    with files_up_to(whole + size), pytest.raises(ArtifactError, match=rf"{name}.*too large"):
+        run._save()
+    assert [s.name for s in saved_steps(out)] == ["000000"]
+    assert [s.name for s in (out / "steps").iterdir()] == ["000000"]
 
 
 def test_a_full_disk_does_not_cost_the_recipe(tiny_base: Path, data: Path, tmp_path: Path) -> None:
