@@ -87,6 +87,14 @@ def test_one_example_is_not_called_several(
     assert ": 1 example (retrieval 1), 100% of each batch" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_or_is_removed_but_not_both(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(recipe), "--resume", "--overwrite"])
+    assert "not allowed with argument --resume" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
