@@ -101,10 +101,11 @@ def test_a_run_goes_on_or_is_removed_but_not_both(
         (["gone.toml"], 2, "recipe gone.toml does not exist"),
         (["RECIPE", "--set", "run.seed"], 2, "has no '='"),
         (["RECIPE", "--set", "run.sed=1"], 2, "unknown key run.sed"),
+        (["RECIPE", "--set", "optimizer.weight_decay=inf"], 2, "optimizer.weight_decay is inf"),
         (["RECIPE", "--set", "model.base=gone"], 2, "model.base gone: no such file"),
         (["RECIPE", "--set", "optimizer.learning_rate=1e30"], 1, "the loss is nan"),
     ],
-    ids=["recipe", "pair", "key", "base", "nan"],
+    ids=["recipe", "pair", "key", "infinite", "base", "nan"],
 )
 def test_wrong_input_is_told_with_its_remedy(
     recipe: Path,
