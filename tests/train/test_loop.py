@@ -33,17 +33,32 @@ def data(tmp_path: Path) -> Path:
     return pairs.write_pairs(tmp_path / "pairs.jsonl")
 
 
-def test_training_teaches(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+def test_training_teaches_what_it_was_not_shown(tiny_base: Path, tmp_path: Path) -> None:
+    """Letters find the same ones as capitals, in another order: which the base cannot do.
+
+    Measured: 0.57 of 100 new queries find theirs first; 0.00 untrained, and 0.03 after 80 steps
+    whose positives are those of others.
+    """
+    random = np.random.default_rng(0)
+    drawn = [
+        random.choice(list("abcdefghijklmnopqrstuvwxyz"), 4, replace=False) for _ in range(600)
+    ]
+    queries = [" ".join(letters) for letters in drawn]
+    passages = [" ".join(random.permutation(letters)).upper() for letters in drawn]
+    rows = [{"query": q, "positive": p} for q, p in zip(queries, passages, strict=True)]
+    data = tmp_path / "letters.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[:500]))
     changes: dict[str, dict[str, Any]] = {
-        "optimizer": {"steps": 30, "learning_rate": 1e-2},
-        "batch": {"queries": 8},
+        "adapter": {"rank": 8, "alpha": 16, "dropout": 0.0},
+        "optimizer": {"steps": 40, "learning_rate": 1e-2},
+        "batch": {"queries": 16},
+        "run": {"save_every": 40},
     }
     report = loop.train(pairs.recipe(tiny_base, data, tmp_path / "run", **changes))
-    losses = [r.loss for r in read_log(tmp_path / "run")]
-    assert report.steps == len(losses) == 30
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+    assert report.steps == len(read_log(tmp_path / "run")) == 40
     with load_encoder(report.checkpoint, "torch", device="cpu") as encoder:
-        assert encoder.encode(["the cat"]).shape == (1, 64)
+        scores = encoder.encode(queries[500:]) @ encoder.encode(passages[500:]).T
+    assert np.mean(scores.argmax(1) == np.arange(100)) > 0.3
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
