@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.checkpoint import DESCRIPTION, foreign_files
-from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.config import read_json
+from nvembed_deploy.errors import CheckpointError, RecipeError
 from nvembed_deploy.filelock import lock
 from nvembed_deploy.staging import replace_text
 from nvembed_deploy.train.journal import CURVES, LOG
@@ -94,7 +95,8 @@ def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
 
     Raises:
         RecipeError: it holds a run, and is neither to be resumed nor removed; or it was begun with
-            another recipe; or its checkpoint holds files of others, which would be lost.
+            another recipe, or one that cannot be read; or its checkpoint holds files of others,
+            which would be lost.
     """
     out = recipe.run.out
     _check_checkpoint(out / _CHECKPOINT)
@@ -105,7 +107,10 @@ def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
         raise RecipeError(
             f"{out} holds a run already", "add --resume, --overwrite, or change run.out"
         )
-    described = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        described = read_json(path)
+    except CheckpointError as error:
+        raise RecipeError(error.problem, "begin again: --overwrite, or change run.out") from error
     differing = _differing(recipe.model_dump(mode="json"), described)
     if differing:
         raise RecipeError(

@@ -149,6 +149,17 @@ def test_a_full_disk_does_not_cost_the_recipe(tiny_base: Path, data: Path, tmp_p
     check_claim(recipe, resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_run_whose_recipe_is_damaged_is_not_gone_on_with(
+    tiny_base: Path, tmp_path: Path, text: str
+) -> None:
+    recipe = pairs.recipe(tiny_base, tmp_path, tmp_path / "run")
+    (recipe.run.out / "steps").mkdir(parents=True)
+    (recipe.run.out / "recipe.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"run/recipe\.json"):
+        check_claim(recipe, resume=True, overwrite=False)
+
+
 def test_what_failed_before_its_first_step_may_begin_again(
     tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
