@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from nvembed_deploy.staging import replace_text
 
@@ -67,14 +67,6 @@ def read_log(out: Path) -> list[StepRecord]:
     return records
 
 
-class View(Protocol):
-    """Shows steps as they pass."""
-
-    def show(self, record: StepRecord) -> None:
-        """Show one step."""
-        ...
-
-
 class PlainView:
     """A line of text every few steps, for logs and pipes."""
 
@@ -84,7 +76,7 @@ class PlainView:
         self._tokens, self._seconds = 0, 0.0
 
     def show(self, record: StepRecord) -> None:
-        """See `View`."""
+        """Print the step, if it is its turn."""
         self._tokens += record.tokens
         self._seconds += record.seconds
         if record.step % self._every and record.step != self._steps:
@@ -128,7 +120,7 @@ class LiveView:
         self._bars.stop()
 
     def show(self, record: StepRecord) -> None:
-        """See `View`."""
+        """Bring the line up to date."""
         if record.is_finite:
             last = record.loss if math.isnan(self._loss) else self._loss
             self._loss = _SMOOTHING * last + (1 - _SMOOTHING) * record.loss
@@ -137,6 +129,9 @@ class LiveView:
             f"{record.tokens / max(record.seconds, 1e-9):,.0f} tok/s"
         )
         self._bars.update(self._task, completed=record.step, numbers=numbers)
+
+
+View = PlainView | LiveView
 
 
 @contextmanager

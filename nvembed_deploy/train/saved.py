@@ -37,11 +37,6 @@ class Progressing:
     extra: dict[str, Any]
 
 
-def step_folder(out: Path, step: int) -> Path:
-    """Return the folder of a step."""
-    return out / _STEPS / f"{step:06d}"
-
-
 def saved_steps(out: Path) -> list[Path]:
     """List the complete saved steps, the oldest first."""
     folders = [state.parent for state in (out / _STEPS).glob(f"*/{_STATE}")]
@@ -65,7 +60,7 @@ def save_step(learner: Learner, contents: dict[str, Any], out: Path, keep: int) 
     Raises:
         ArtifactError: the disk is full; what was saved before stays.
     """
-    folder = step_folder(out, contents["step"])
+    folder = out / _STEPS / f"{contents['step']:06d}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with staged_folder(folder, marker=_STATE, overwrite=True) as stage:
         save_checkpoint(learner, contents["weights"], stage / "checkpoint")
