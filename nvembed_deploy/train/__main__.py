@@ -46,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="change a value of the recipe (repeat)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the last saved step")
-    parser.add_argument("--overwrite", action="store_true", help="remove a run that is there")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on from the last saved step")
+    earlier.add_argument("--overwrite", action="store_true", help="remove a run that is there")
     parser.add_argument(
         "--dry-run", action="store_true", help="read recipe and data, say what would be done; stop"
     )

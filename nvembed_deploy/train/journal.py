@@ -6,12 +6,15 @@ log.jsonl is the record; what is drawn or tracked elsewhere is made of it.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
+
+from nvembed_deploy.staging import replace_text
 
 LOG, CURVES = "log.jsonl", "curves.png"
 _SMOOTHING = 0.95
@@ -29,6 +32,11 @@ class StepRecord:
     truncated: int
     seconds: float
 
+    @property
+    def is_finite(self) -> bool:
+        """Return whether the step was taken: one whose loss or gradient is not finite is not."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
 
 class Journal:
     """Appends records to log.jsonl."""
@@ -37,8 +45,7 @@ class Journal:
         """Open the log and drop what is later than `step`: those steps are done again."""
         self._path = out / LOG
         kept = [r for r in read_log(out) if r.step <= step]
-        text = "".join(json.dumps(asdict(r)) + "\n" for r in kept)
-        self._path.write_text(text, encoding="utf-8")
+        replace_text(self._path, "".join(json.dumps(asdict(r)) + "\n" for r in kept))
 
     def add(self, record: StepRecord) -> None:
         """Write a step."""
@@ -60,14 +67,6 @@ def read_log(out: Path) -> list[StepRecord]:
     return records
 
 
-class View(Protocol):
-    """Shows steps as they pass."""
-
-    def show(self, record: StepRecord) -> None:
-        """Show one step."""
-        ...
-
-
 class PlainView:
     """A line of text every few steps, for logs and pipes."""
 
@@ -77,7 +76,7 @@ class PlainView:
         self._tokens, self._seconds = 0, 0.0
 
     def show(self, record: StepRecord) -> None:
-        """See `View`."""
+        """Print the step, if it is its turn."""
         self._tokens += record.tokens
         self._seconds += record.seconds
         if record.step % self._every and record.step != self._steps:
@@ -109,7 +108,7 @@ class LiveView:
             console=Console(stderr=True),
         )
         self._task = self._bars.add_task("", total=steps, completed=done, numbers="")
-        self._loss: float | None = None
+        self._loss = math.nan
 
     def __enter__(self) -> Self:
         """Show the line."""
@@ -121,14 +120,18 @@ class LiveView:
         self._bars.stop()
 
     def show(self, record: StepRecord) -> None:
-        """See `View`."""
-        last = record.loss if self._loss is None else self._loss
-        self._loss = _SMOOTHING * last + (1 - _SMOOTHING) * record.loss
+        """Bring the line up to date."""
+        if record.is_finite:
+            last = record.loss if math.isnan(self._loss) else self._loss
+            self._loss = _SMOOTHING * last + (1 - _SMOOTHING) * record.loss
         numbers = (
             f"loss {self._loss:.4f}  grad {record.gradient_norm:.2f}  "
             f"{record.tokens / max(record.seconds, 1e-9):,.0f} tok/s"
         )
         self._bars.update(self._task, completed=record.step, numbers=numbers)
+
+
+View = PlainView | LiveView
 
 
 @contextmanager
@@ -143,7 +146,7 @@ def open_view(steps: int, done: int, every: int) -> Iterator[View]:
 
 def draw_curves(out: Path) -> Path | None:
     """Draw loss, gradient norm and speed of a run as curves.png; None if matplotlib is missing."""
-    records = [r for r in read_log(out) if r.loss == r.loss]
+    records = [r for r in read_log(out) if r.is_finite]
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -30,6 +30,7 @@ from nvembed_deploy.model.names import BACKBONE, backbone_shapes, released_name
 from nvembed_deploy.model.nvembed import NVEmbed, load_model
 from nvembed_deploy.model.weights import Weights, open_weights
 from nvembed_deploy.spec import ModelSpec
+from nvembed_deploy.tensorwriter import SafetensorsWriter
 from nvembed_deploy.text import Tokenizer
 from nvembed_deploy.train.recipe import AdapterSection, TrainRecipe
 from nvembed_deploy.train.start import load_tokenizer, open_start, parts_of
@@ -174,7 +175,7 @@ def save_checkpoint(
         overwrite: replace a checkpoint that is there.
 
     Raises:
-        ArtifactError: `out` exists and is not to be replaced.
+        ArtifactError: `out` exists and is not to be replaced, or the disk is full.
     """
     with tempfile.TemporaryDirectory() as scratch:
         adapter, pooler = Path(scratch) / "adapter", Path(scratch) / "pooler.safetensors"
@@ -183,13 +184,20 @@ def save_checkpoint(
         config.base_model_name_or_path = learner.parts.base.name
         config.save_pretrained(str(adapter))
         deltas = {_adapter_key(n): p for n, p in trained.items() if "lora_" in n}
-        save_file(deltas, adapter / "adapter_model.safetensors", {"format": "pt"})
         poolings = {released_name(n): p for n, p in trained.items() if n.startswith(_POOLER)}
-        save_file(poolings, pooler)
+        _write(adapter / "adapter_model.safetensors", deltas)
+        _write(pooler, poolings)
         parts = dataclasses.replace(
             learner.parts, adapter=adapter, pooler=pooler if poolings else None
         )
         return assemble_checkpoint(parts, out, overwrite=overwrite)
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    entries = [(name, "F32", tuple(tensor.shape)) for name, tensor in tensors.items()]
+    with SafetensorsWriter(path, entries, {"format": "pt"}) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, [tensor.numpy()])
 
 
 def whole_weights(learner: Learner) -> dict[str, torch.Tensor]:

@@ -21,14 +21,7 @@ from nvembed_deploy.errors import GateError
 from nvembed_deploy.train.batch import TrainBatch, make_batch
 from nvembed_deploy.train.gradcache import Budget, backward, embedder
 from nvembed_deploy.train.interrupt import deferred_interrupt
-from nvembed_deploy.train.journal import (
-    Journal,
-    StepRecord,
-    View,
-    draw_curves,
-    open_view,
-    read_log,
-)
+from nvembed_deploy.train.journal import Journal, StepRecord, View, draw_curves, open_view, read_log
 from nvembed_deploy.train.learner import (
     Learner,
     autocast,
@@ -54,7 +47,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a finished run did. `loss` is the mean of its last `loss_steps` finite ones."""
+    """What a finished run did. `loss` is the mean of the last `loss_steps` that were taken."""
 
     checkpoint: Path
     steps: int
@@ -79,7 +72,7 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
         RecipeError: `out` holds a run and neither was asked for, or another process writes it, or
             resuming another recipe.
         CheckpointError, InputError: the model or the data cannot be used.
-        GateError: the loss is not finite, and the recipe says to stop.
+        GateError: a loss or its gradient is not finite, and the recipe says to stop.
         MissingPackageError: the tracker is not installed.
     """
     check_tracker(recipe.run.tracker)
@@ -173,15 +166,12 @@ class _Run:
                 if stops and self.step < steps:
                     break
         if self.step < steps:
-            self._interrupt()
+            said = f"step {self.step} is saved: --resume goes on from it"
+            print(said, file=sys.stderr)  # noqa: T201 - the terminal view
+            raise KeyboardInterrupt
         self._write_checkpoint()
         leave_group(self.accelerator)
         return self._report()
-
-    def _interrupt(self) -> None:
-        said = f"step {self.step} is saved: --resume goes on from it"
-        print(said, file=sys.stderr)  # noqa: T201 - the terminal view
-        raise KeyboardInterrupt
 
     def _step(self) -> StepRecord:
         started = time.perf_counter()
@@ -191,7 +181,12 @@ class _Run:
         examples = self.mixture.draw(self.recipe.batch.queries)
         batch = make_batch(examples, self.tokenizer, self.recipe.text)
         loss = self._backward(batch)
-        norm = self._update() if math.isfinite(loss) else self._leave_out(loss)
+        norm = self._clip() if math.isfinite(loss) else math.nan
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.unfinite = 0
+        else:
+            self._leave_out(loss, norm)
         self.optimizer.zero_grad()
         self.step += 1
         return StepRecord(
@@ -233,24 +228,25 @@ class _Run:
                 assert parameter.grad is not None
                 torch.distributed.all_reduce(parameter.grad)
 
-    def _update(self) -> float:
+    def _clip(self) -> float:
+        """Sum and clip the gradients; return their norm before that."""
         self._sum_gradients()
         trained = list(self.learner.trained().values())
         norm = torch.nn.utils.clip_grad_norm_(trained, self.recipe.optimizer.max_grad_norm)
-        self.optimizer.step()
-        self.unfinite = 0
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def _leave_out(self, loss: float) -> float:
+    def _leave_out(self, loss: float, norm: float) -> None:
         self.skipped += 1
         self.unfinite += 1
-        if self.recipe.run.on_nan == "stop" or self.unfinite >= _MOST_NAN:
-            raise GateError(
-                f"step {self.step + 1}: the loss is {loss}, the {self.unfinite}. time in a row",
-                "lower the learning rates, raise the temperature or the warm-up, or train in fp32, "
-                "and begin again: --overwrite",
-            )
-        return math.nan
+        skips = self.recipe.run.on_nan == "skip"
+        if skips and self.unfinite < _MOST_NAN:
+            return
+        found = f"gradient's norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+        again = f", the {self.unfinite}th time in a row" if skips else ""
+        fix = "lower the learning rates, raise the temperature or the warm-up, or train in fp32, "
+        fix += "and begin again: --overwrite"
+        fix += "" if skips else "; or leave such steps out: --resume --set run.on_nan=skip"
+        raise GateError(f"step {self.step + 1}: the {found}{again}", fix)
 
     def _tell(self, record: StepRecord, journal: Journal | None, view: View) -> None:
         if journal is None:
@@ -285,7 +281,7 @@ class _Run:
 
     def _report(self) -> RunReport:
         records = read_log(self.recipe.run.out)
-        last = [r.loss for r in records if math.isfinite(r.loss)][-_LAST_LOSSES:]
+        last = [r.loss for r in records if r.is_finite][-_LAST_LOSSES:]
         return RunReport(
             checkpoint=self.recipe.run.out / "checkpoint",
             steps=self.step,

@@ -18,7 +18,9 @@ from nvembed_deploy.tomlfile import read_toml, read_value
 from nvembed_deploy.train.example import SYMMETRIC, TaskType
 from nvembed_deploy.train.section import Section, validated
 
-Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+"""Not true or false, which were 1 and 0: `hard_negatives = true` is a mistake."""
+Count = Annotated[Whole, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 _SHAPE = {"pooling", "mask", "num_latents", "num_heads", "head_width", "feed_width"}
@@ -101,7 +103,7 @@ class SourceSection(Section):
 class TextSection(Section):
     """How examples become texts."""
 
-    max_tokens: Annotated[int, Field(ge=3)] = 512
+    max_tokens: Annotated[Whole, Field(ge=3)] = 512
     instruct_passages: tuple[TaskType, ...] = SYMMETRIC
     """Task types whose two sides are alike: both carry the instruction."""
     on_bad: Literal["stop", "skip"] = "stop"
@@ -114,7 +116,7 @@ class LossSection(Section):
     temperature: Positive = 0.02
     in_batch_negatives: bool = True
     """The other queries' passages are negatives too: stage 1 yes, stage 2 no (section 4.2)."""
-    hard_negatives: Annotated[int, Field(ge=0)] = 7
+    hard_negatives: Whole = 7
 
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:
@@ -130,7 +132,7 @@ class BatchSection(Section):
     mix: Literal["blend", "one-source"] = "blend"
     chunk_tokens: Count = 16384
     """Tokens of one forward pass, padding included."""
-    live_tokens: Annotated[int, Field(ge=0)] = 16384
+    live_tokens: Whole = 16384
     """Tokens whose activations are kept; what is beyond is computed twice (GradCache)."""
 
 
@@ -141,8 +143,8 @@ class OptimizerSection(Section):
     learning_rate: Positive = 2e-5
     pooler_learning_rate: Positive | None = None
     """The same as the adapter's if left out."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
-    weight_decay: Annotated[float, Field(ge=0)] = 0.03
+    warmup_steps: Whole = 500
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.03
     betas: tuple[Share, Share] = (0.9, 0.999)
     max_grad_norm: Positive = 1.0
 
@@ -157,7 +159,7 @@ class RunSection(Section):
     """Where a run lives, and what it writes."""
 
     out: Path
-    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    seed: Annotated[Whole, Field(lt=1 << 32)] = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
     shard: bool = False
@@ -171,8 +173,8 @@ class RunSection(Section):
     log_every: Count = 10
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     on_nan: Literal["stop", "skip"] = "stop"
-    """What a loss that is not finite does: end the run, or leave that step out (ten in a row end
-    it all the same)."""
+    """What a loss or a gradient that is not finite does: end the run, or leave that step out (ten
+    in a row end it all the same)."""
 
 
 class TrainRecipe(Section):

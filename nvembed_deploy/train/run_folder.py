@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nvembed_deploy.checkpoint import DESCRIPTION, foreign_files
-from nvembed_deploy.errors import RecipeError
+from nvembed_deploy.config import read_json
+from nvembed_deploy.errors import CheckpointError, RecipeError
 from nvembed_deploy.filelock import lock
+from nvembed_deploy.staging import replace_text
 from nvembed_deploy.train.journal import CURVES, LOG
 from nvembed_deploy.train.recipe import TrainRecipe
 from nvembed_deploy.train.sources import Source, is_table
@@ -28,8 +30,9 @@ _WRITTEN = (_CHECKPOINT, CURVES, "tensorboard", "wandb", LOG, "steps", RECIPE)
 killed is still a run, which begins again only if asked to."""
 _WATCHING = {"run.log_every", "run.save_every", "run.keep", "run.tracker", "run.out"}
 _MEMORY = {"run.shard", "run.gradient_checkpointing", "batch.chunk_tokens", "batch.live_tokens"}
-_FREE = _WATCHING | _MEMORY | {"run.compile"}
-"""What may change when a run goes on: a machine with less memory must be able to end it."""
+_FREE = _WATCHING | _MEMORY | {"run.compile", "run.on_nan"}
+"""What may change when a run goes on: a machine with less memory must be able to end it, and one
+loss that is not finite must not cost the steps before it."""
 
 
 def check_paths(recipe: TrainRecipe) -> None:
@@ -92,7 +95,8 @@ def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
 
     Raises:
         RecipeError: it holds a run, and is neither to be resumed nor removed; or it was begun with
-            another recipe; or its checkpoint holds files of others, which would be lost.
+            another recipe, or one that cannot be read; or its checkpoint holds files of others,
+            which would be lost.
     """
     out = recipe.run.out
     _check_checkpoint(out / _CHECKPOINT)
@@ -103,7 +107,10 @@ def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
         raise RecipeError(
             f"{out} holds a run already", "add --resume, --overwrite, or change run.out"
         )
-    described = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        described = read_json(path)
+    except CheckpointError as error:
+        raise RecipeError(error.problem, "begin again: --overwrite, or change run.out") from error
     differing = _differing(recipe.model_dump(mode="json"), described)
     if differing:
         raise RecipeError(
@@ -135,8 +142,7 @@ def claim(recipe: TrainRecipe, sources: Sequence[Source], *, overwrite: bool) ->
             _remove(table)
         for name in _WRITTEN:
             _remove(out / name)
-    described = json.dumps(recipe.model_dump(mode="json"), indent=2)
-    (out / RECIPE).write_text(described + "\n", encoding="utf-8")
+    replace_text(out / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _remove(path: Path) -> None:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from nvembed_deploy.errors import CheckpointError
+from nvembed_deploy.errors import ArtifactError, CheckpointError
 from nvembed_deploy.staging import staged_folder
 from nvembed_deploy.train.learner import Learner, load_weights, save_checkpoint, whole_weights
 
@@ -35,11 +35,6 @@ class Progressing:
     optimizer: torch.optim.Optimizer
     step: int
     extra: dict[str, Any]
-
-
-def step_folder(out: Path, step: int) -> Path:
-    """Return the folder of a step."""
-    return out / _STEPS / f"{step:06d}"
 
 
 def saved_steps(out: Path) -> list[Path]:
@@ -60,15 +55,30 @@ def snapshot(state: Progressing) -> dict[str, Any]:
 
 
 def save_step(learner: Learner, contents: dict[str, Any], out: Path, keep: int) -> Path:
-    """Write a step from its snapshot and remove all but the newest `keep`."""
-    folder = step_folder(out, contents["step"])
+    """Write a step from its snapshot and remove all but the newest `keep`.
+
+    Raises:
+        ArtifactError: the disk is full; what was saved before stays.
+    """
+    folder = out / _STEPS / f"{contents['step']:06d}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with staged_folder(folder, marker=_STATE, overwrite=True) as stage:
         save_checkpoint(learner, contents["weights"], stage / "checkpoint")
-        torch.save(contents, stage / _STATE)
+        _write(stage / _STATE, contents)
     for old in saved_steps(out)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def _write(path: Path, contents: dict[str, Any]) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(contents, file)
+    except (OSError, RuntimeError) as error:  # torch: "unexpected pos 704 vs 598", of a full disk
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise ArtifactError(
+            f"cannot write {path}: {cause}", "free space on its disk, or choose another run.out"
+        ) from error
 
 
 def load_step(state: Progressing, folder: Path) -> None:

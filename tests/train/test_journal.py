@@ -16,6 +16,7 @@ from nvembed_deploy.train.journal import (
     open_view,
     read_log,
 )
+from tests.full_disk import files_up_to
 
 
 def record(step: int, loss: float = 1.0) -> StepRecord:
@@ -39,6 +40,15 @@ def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:
     assert [(r.step, r.loss) for r in read_log(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 7.0)]
 
 
+def test_a_full_disk_does_not_cost_the_log(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0)
+    for step in (1, 2, 3):
+        journal.add(record(step))
+    with files_up_to(100), pytest.raises(OSError):
+        Journal(tmp_path, 2)
+    assert len(read_log(tmp_path)) == 3
+
+
 def test_a_pipe_gets_a_line_every_few_steps_and_the_last(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -57,6 +67,14 @@ def test_a_terminal_gets_one_line_that_smooths_the_loss() -> None:
         (task,) = view._bars.tasks
     assert (task.completed, task.total) == (2, 4)
     assert task.fields["numbers"] == "loss 1.9500  grad 2.00  200 tok/s"
+
+
+def test_a_step_that_was_left_out_does_not_spoil_the_line() -> None:
+    with LiveView(4, 0) as view:
+        for step, loss in enumerate((math.nan, 2.0, math.inf, 1.0), 1):
+            view.show(record(step, loss))
+        (task,) = view._bars.tasks
+    assert task.fields["numbers"].startswith("loss 1.9500")
 
 
 def test_the_view_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,13 @@ def test_peft_itself_reads_the_adapter(tiny_base: Path, tmp_path: Path) -> None:
             assert torch.equal(theirs[key], parameter)
 
 
+def test_who_may_read_the_folder_may_read_all_of_it(tiny_base: Path, tmp_path: Path) -> None:
+    learner, _ = opened(tiny_base, tmp_path)
+    save_checkpoint(learner, whole_weights(learner), tmp_path / "out")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1, files
+
+
 def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone does not exist"):
         opened(tmp_path / "gone", tmp_path)

@@ -16,13 +16,15 @@ import torch
 from accelerate import Accelerator
 
 from nvembed_deploy import load_encoder
-from nvembed_deploy.errors import CheckpointError, GateError, InputError, RecipeError
+from nvembed_deploy.errors import ArtifactError, CheckpointError, GateError, InputError, RecipeError
 from nvembed_deploy.train import loop
 from nvembed_deploy.train.journal import read_log
+from nvembed_deploy.train.learner import open_learner
 from nvembed_deploy.train.recipe import TrainRecipe
 from nvembed_deploy.train.run_data import open_sources
-from nvembed_deploy.train.run_folder import held
+from nvembed_deploy.train.run_folder import check_claim, claim, held
 from nvembed_deploy.train.saved import saved_steps
+from tests.full_disk import files_up_to
 from tests.train import pairs, runs
 
 
@@ -31,17 +33,32 @@ def data(tmp_path: Path) -> Path:
     return pairs.write_pairs(tmp_path / "pairs.jsonl")
 
 
-def test_training_teaches(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+def test_training_teaches_what_it_was_not_shown(tiny_base: Path, tmp_path: Path) -> None:
+    """Letters find the same ones as capitals, in another order: which the base cannot do.
+
+    Measured: 0.57 of 100 new queries find theirs first; 0.00 untrained, and 0.03 after 80 steps
+    whose positives are those of others.
+    """
+    random = np.random.default_rng(0)
+    drawn = [
+        random.choice(list("abcdefghijklmnopqrstuvwxyz"), 4, replace=False) for _ in range(600)
+    ]
+    queries = [" ".join(letters) for letters in drawn]
+    passages = [" ".join(random.permutation(letters)).upper() for letters in drawn]
+    rows = [{"query": q, "positive": p} for q, p in zip(queries, passages, strict=True)]
+    data = tmp_path / "letters.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[:500]))
     changes: dict[str, dict[str, Any]] = {
-        "optimizer": {"steps": 30, "learning_rate": 1e-2},
-        "batch": {"queries": 8},
+        "adapter": {"rank": 8, "alpha": 16, "dropout": 0.0},
+        "optimizer": {"steps": 40, "learning_rate": 1e-2},
+        "batch": {"queries": 16},
+        "run": {"save_every": 40},
     }
     report = loop.train(pairs.recipe(tiny_base, data, tmp_path / "run", **changes))
-    losses = [r.loss for r in read_log(tmp_path / "run")]
-    assert report.steps == len(losses) == 30
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+    assert report.steps == len(read_log(tmp_path / "run")) == 40
     with load_encoder(report.checkpoint, "torch", device="cpu") as encoder:
-        assert encoder.encode(["the cat"]).shape == (1, 64)
+        scores = encoder.encode(queries[500:]) @ encoder.encode(passages[500:]).T
+    assert np.mean(scores.argmax(1) == np.arange(100)) > 0.3
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -105,11 +122,49 @@ def test_a_run_is_never_overwritten_unasked(tiny_base: Path, data: Path, tmp_pat
     assert stored["loss"]["temperature"] == 0.2
 
 
+@pytest.mark.parametrize(
+    ("rank", "name"), [(2, "state.pt"), (64, "adapter"), (2, "pooler.safetensors")]
+)
+def test_a_full_disk_is_told_and_costs_no_saved_step(
+    tiny_base: Path, data: Path, tmp_path: Path, rank: int, name: str
+) -> None:
+    out, adapter = tmp_path / "run", {"rank": rank, "alpha": 4}
+    recipe = pairs.recipe(tiny_base, data, out, adapter=adapter)
+    run = loop._Run(recipe, Accelerator(cpu=True), open_sources(recipe))
+    run._save()
+    size = {"state.pt": 10, "adapter": 10, "pooler.safetensors": -10}[name]
+    whole = (saved_steps(out)[0] / "checkpoint" / "pooler.safetensors").stat().st_size
+    run.step = 2
+    with files_up_to(whole + size), pytest.raises(ArtifactError, match=rf"{name}.*too large"):
+        run._save()
+    assert [s.name for s in saved_steps(out)] == ["000000"]
+    assert [s.name for s in (out / "steps").iterdir()] == ["000000"]
+
+
+def test_a_full_disk_does_not_cost_the_recipe(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    loop.train(recipe)
+    with files_up_to(10), pytest.raises(OSError):
+        claim(recipe, [], overwrite=False)
+    check_claim(recipe, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_run_whose_recipe_is_damaged_is_not_gone_on_with(
+    tiny_base: Path, tmp_path: Path, text: str
+) -> None:
+    recipe = pairs.recipe(tiny_base, tmp_path, tmp_path / "run")
+    (recipe.run.out / "steps").mkdir(parents=True)
+    (recipe.run.out / "recipe.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"run/recipe\.json"):
+        check_claim(recipe, resume=True, overwrite=False)
+
+
 def test_what_failed_before_its_first_step_may_begin_again(
     tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
     run, bad = tmp_path / "run", {"loss": {"temperature": 1e-45}}
-    with pytest.raises(GateError, match=r"step 1: the loss is nan, the 1\. time in a row"):
+    with pytest.raises(GateError, match="step 1: the loss is nan"):
         loop.train(pairs.recipe(tiny_base, data, run, **bad))
     assert loop.train(pairs.recipe(tiny_base, data, run)).steps == 6
 
@@ -290,6 +345,42 @@ def test_a_loss_that_is_not_finite_is_handled_as_the_recipe_says(
     losses = [r.loss for r in read_log(tmp_path / "run") if np.isfinite(r.loss)]
     assert (report.loss, report.loss_steps) == (pytest.approx(np.mean(losses)), 5)
     assert all(np.isfinite(tensor).all() for tensor in runs.weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_gradient_that_is_not_finite_moves_nothing(
+    tiny_base: Path, data: Path, tmp_path: Path, on_nan: str
+) -> None:
+    """At this temperature a loss is finite, and the norm of its gradient overflows."""
+    changes = {"loss": {"temperature": 1e-36}, "run": {"on_nan": on_nan}}
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run", **changes)
+    if on_nan == "stop":
+        with pytest.raises(GateError, match="step 1: the gradient's norm is inf"):
+            loop.train(recipe)
+        return
+    report = loop.train(recipe)
+    assert (report.skipped, report.loss_steps) == (6, 0)
+    for name, tensor in runs.weights(tmp_path / "run").items():
+        assert "lora_B" not in name or not tensor.any()
+    learner, _ = open_learner(recipe, torch.float32, torch.device("cpu"))
+    trained = runs.weights(tmp_path / "run")["latent_attention_model.latents"]
+    assert np.array_equal(trained, learner.trained()["pooler.latents"].detach().numpy())
+
+
+def test_a_run_that_stopped_at_a_loss_goes_on_without_that_step(
+    tiny_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = loop._Run._backward
+
+    def breaking(run: loop._Run, batch: object) -> float:
+        return float("inf") if run.step == 4 else whole(run, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop._Run, "_backward", breaking)
+    with pytest.raises(GateError, match="step 5: the loss is inf") as caught:
+        loop.train(pairs.recipe(tiny_base, data, tmp_path / "run"))
+    assert "--resume --set run.on_nan=skip" in caught.value.fix
+    skips = pairs.recipe(tiny_base, data, tmp_path / "run", run={"on_nan": "skip"})
+    assert loop.train(skips, resume=True).skipped == 1
 
 
 def test_the_rate_warms_up_and_decays_to_nothing() -> None:

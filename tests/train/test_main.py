@@ -87,16 +87,25 @@ def test_one_example_is_not_called_several(
     assert ": 1 example (retrieval 1), 100% of each batch" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_or_is_removed_but_not_both(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(recipe), "--resume", "--overwrite"])
+    assert "not allowed with argument --resume" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
         (["gone.toml"], 2, "recipe gone.toml does not exist"),
         (["RECIPE", "--set", "run.seed"], 2, "has no '='"),
         (["RECIPE", "--set", "run.sed=1"], 2, "unknown key run.sed"),
+        (["RECIPE", "--set", "optimizer.weight_decay=inf"], 2, "optimizer.weight_decay is inf"),
         (["RECIPE", "--set", "model.base=gone"], 2, "model.base gone: no such file"),
         (["RECIPE", "--set", "optimizer.learning_rate=1e30"], 1, "the loss is nan"),
     ],
-    ids=["recipe", "pair", "key", "base", "nan"],
+    ids=["recipe", "pair", "key", "infinite", "base", "nan"],
 )
 def test_wrong_input_is_told_with_its_remedy(
     recipe: Path,

@@ -64,6 +64,7 @@ def test_overrides_change_single_values(tmp_path: Path, values: dict) -> None:
         ("adapter", {"target_modules": []}, "adapter.target_modules is []"),
         ("text", {"instruct_passages": ["STS"]}, "text.instruct_passages.0 is 'STS'"),
         ("loss", {"temperature": 0}, "loss.temperature is 0"),
+        ("loss", {"hard_negatives": True}, "loss.hard_negatives is True"),
         ("loss", {"in_batch_negatives": False, "hard_negatives": 0}, "no negatives"),
         ("optimizer", {"warmup_steps": 6}, "warmup_steps 6 leaves none of 6 steps"),
         ("optimizer", {"betas": [0.9, 1.0]}, "optimizer.betas.1 is 1.0"),

@@ -6,14 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from nvembed_deploy.errors import MissingPackageError
+from nvembed_deploy.errors import InputError, MissingPackageError
 from nvembed_deploy.train import loop
 from nvembed_deploy.train.journal import read_log
 from nvembed_deploy.train.saved import saved_steps
-from nvembed_deploy.train.tracking import check_tracker
+from nvembed_deploy.train.tracking import check_tracker, start_tracker
 from tests.train import pairs
 
 ACCUMULATOR = "tensorboard.backend.event_processing.event_accumulator"
@@ -59,6 +60,18 @@ def test_wandb_writes_a_run_folder_offline(
     while not all(word in written.read_bytes() for word in words):
         assert time.monotonic() < deadline, "the run's file does not tell all of the run"
         time.sleep(0.1)
+
+
+def test_nobody_logged_in_to_wandb_is_told_with_the_way_out(tmp_path: Path) -> None:
+    """It is played: wandb asks once a process whether it is offline, and the test above has."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("No API key configured. Use `wandb login` to log in.")
+
+    recipe = pairs.recipe(tmp_path, tmp_path, tmp_path / "run", run={"tracker": "wandb"})
+    with pytest.raises(InputError, match="'wandb', which cannot begin: No API key") as caught:
+        start_tracker(SimpleNamespace(init_trackers=refuse), recipe, 0)
+    assert "WANDB_MODE=offline" in caught.value.fix
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
