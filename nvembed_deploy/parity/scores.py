@@ -243,6 +243,7 @@ def _summarization(_: str, __: Any, predicted: Any, ___: Any) -> Part:  # noqa: 
 _READERS: dict[str, Reader] = {
     "Retrieval": _retrieval,
     "Reranking": _retrieval,
+    "InstructionRetrieval": _retrieval,
     "STS": _sts,
     "PairClassification": _pairs,
     "Classification": _classification,
