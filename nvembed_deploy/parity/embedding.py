@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.parity.statistic import spearman_of
+from nvembed_deploy.parity.statistic import score_of, spearman_of
 from nvembed_deploy.parity.subject import Subject, Text
 
 Rows = NDArray[np.float32]
@@ -121,7 +121,7 @@ def _rank_correlation(one_NN: Rows, other_NN: Rows) -> float:
     if len(upper[0]) < 2:  # noqa: PLR2004 - one pair has no order
         return 1.0
     values = np.stack([one_NN[upper], other_NN[upper]], axis=-1).astype(np.float64)
-    return float(spearman_of(values, np.arange(len(values))[None])[0])
+    return score_of(spearman_of, values)
 
 
 def _overlap(one_NM: Rows, other_NM: Rows, *, own: bool = False) -> float:
