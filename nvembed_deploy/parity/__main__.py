@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from nvembed_deploy import cli
 from nvembed_deploy.errors import GateError, InputError, MissingPackageError
 from nvembed_deploy.parity import published, screen
-from nvembed_deploy.parity.report import check_folder, record, write_report
 from nvembed_deploy.parity.suite import BUILT_IN, BUILT_IN_NAME, read_suite
 from nvembed_deploy.spec import Precision
 
@@ -156,6 +155,8 @@ def _check_options(args: argparse.Namespace) -> None:
         if is_broken:
             raise InputError(problem, fix)
     if args.out is not None:
+        from nvembed_deploy.parity.report import check_folder
+
         check_folder(args.out)
 
 
@@ -197,12 +198,13 @@ def _sides(args: argparse.Namespace) -> list[Side]:
 def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
     from nvembed_deploy.parity.basis import check_unchanged, identity_of
     from nvembed_deploy.parity.check import DEFAULT_CACHE, Options, check_parity
+    from nvembed_deploy.parity.report import record, write_report
 
     options = Options(args.cache or DEFAULT_CACHE, args.seed, args.margin, args.trace)
     candidate, reference = _sides(args)
     measured = {side.path: identity_of(side.path) for side in (candidate, reference)}
     started = time.monotonic()
-    with screen.progress(2 * tasks.texts) as advance:
+    with screen.progress(2 * tasks.known) as advance:
         verdict = check_parity(candidate, reference, tasks, options, advance)
     for path, identity in measured.items():
         check_unchanged(path, identity)
@@ -235,7 +237,7 @@ def _scores(args: argparse.Namespace, tasks: Tasks) -> None:
 
     side = _sides(args)[0]
     scores: dict[str, tuple[str, float]] = {}
-    with ExitStack() as stack, screen.progress(tasks.texts) as advance:
+    with ExitStack() as stack, screen.progress(tasks.known) as advance:
         subject = open_subject("model", side, args.cache or DEFAULT_CACHE, stack)
         subject.advance = advance
         for task in prepare(tasks.local, tasks.named):

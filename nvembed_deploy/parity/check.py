@@ -35,6 +35,11 @@ class Tasks:
         """How many texts the local tasks embed on each side."""
         return sum(count_texts(task) for task in self.local)
 
+    @property
+    def known(self) -> int:
+        """How many texts each side embeds; 0 where that is not known, as of mteb's own tasks."""
+        return 0 if self.named else self.texts
+
 
 @dataclass(frozen=True)
 class Options:

@@ -9,6 +9,7 @@ from nvembed_deploy.parity.check import Tasks
 from nvembed_deploy.parity.embedding import EmbeddingParity
 from nvembed_deploy.parity.margins import MARGINS
 from nvembed_deploy.parity.screen import describe, progress, show
+from nvembed_deploy.parity.suite import BUILT_IN, read_suite
 from nvembed_deploy.parity.verdict import TaskParity, Verdict
 
 NUMBERS = dict.fromkeys(EmbeddingParity.__dataclass_fields__, 1.0) | {"histogram": [], "worst": []}
@@ -45,6 +46,12 @@ def test_what_is_of_mteb_is_said_to_be_fetched(capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert "instruction: Retrieve semantically similar text" in out
     assert "and those of mteb's tasks, whose data are fetched, on artifact" in out
+
+
+def test_the_total_is_unknown_where_mtebs_tasks_are_among_them() -> None:
+    local = read_suite(BUILT_IN)
+    assert Tasks(local).known == Tasks(local, ("STS12",)).texts > 0
+    assert Tasks(local, ("STS12",)).known == 0
 
 
 def test_progress_takes_any_count_where_the_total_is_not_known() -> None:
