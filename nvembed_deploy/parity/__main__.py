@@ -125,20 +125,32 @@ def _check_options(args: argparse.Namespace) -> None:
     for path in (args.artifact, args.reference):
         if path is not None and not path.exists():
             raise InputError(f"{path} does not exist", "correct the path")
-    if args.reference is None and not args.scores:
-        raise InputError(
-            "no --reference was given", "name the checkpoint it was made of, or ask for --scores"
-        )
-    if args.scores and args.trace:
-        raise InputError(
-            "--trace compares with a reference, and --scores measures the artifact alone",
-            "leave one of them out",
-        )
-    if args.task and args.mteb and args.suite is None:
-        raise InputError(
+    alone = "is of a comparison, and --scores measures the artifact alone"
+    for is_broken, problem, fix in (
+        (
+            args.reference is None and not args.scores,
+            "no --reference was given",
+            "name the checkpoint it was made of, or ask for --scores",
+        ),
+        (args.scores and args.trace, f"--trace {alone}", "leave one of them out"),
+        (args.scores and args.out, f"--out {alone}", "leave one of them out"),
+        (
+            args.published and (args.json or not args.scores),
+            "--published adds lines to the table of --scores, and there is none",
+            "give --scores, and no --json",
+        ),
+        (
+            args.task and args.mteb and args.suite is None,
             "--task names tasks of a suite, and with --mteb and no --suite there is none",
             "name the suite too, or leave --task out; --mteb takes a single task as well",
-        )
+        ),
+    ):
+        if is_broken:
+            raise InputError(problem, fix)
+    if args.out is not None:
+        from nvembed_deploy.parity.report import check_folder
+
+        check_folder(args.out)
 
 
 def _check_reference(args: argparse.Namespace) -> None:
@@ -185,7 +197,7 @@ def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
     candidate, reference = _sides(args)
     measured = {side.path: identity_of(side.path) for side in (candidate, reference)}
     started = time.monotonic()
-    with screen.progress(2 * tasks.texts) as advance:
+    with screen.progress(2 * tasks.known) as advance:
         verdict = check_parity(candidate, reference, tasks, options, advance)
     for path, identity in measured.items():
         check_unchanged(path, identity)
@@ -212,16 +224,16 @@ def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
 
 def _scores(args: argparse.Namespace, tasks: Tasks) -> None:
     from nvembed_deploy.parity.check import DEFAULT_CACHE
-    from nvembed_deploy.parity.mteb_encoder import local_task, named_tasks, run_task
+    from nvembed_deploy.parity.mteb_encoder import prepare, run_task
     from nvembed_deploy.parity.side import open_subject
     from nvembed_deploy.parity.verdict import finite
 
     side = _sides(args)[0]
     scores: dict[str, tuple[str, float]] = {}
-    with ExitStack() as stack, screen.progress(tasks.texts) as advance:
+    with ExitStack() as stack, screen.progress(tasks.known) as advance:
         subject = open_subject("model", side, args.cache or DEFAULT_CACHE, stack)
         subject.advance = advance
-        for task in [local_task(t) for t in tasks.local] + named_tasks(tasks.named):
+        for task in prepare(tasks.local, tasks.named):
             run = run_task(task, subject)
             scores[run.name] = (run.metric, run.score)
     average = sum(score for _, score in scores.values()) / len(scores)

@@ -1,7 +1,7 @@
 """This file owns the paired bootstrap: how sure the difference of two scores is.
 
-Both models saw the same items, so places are drawn once and scored for both; what the items have
-in common cancels. Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 13.3
+Both models saw the same items, so items are drawn once and scored for both; what they have in
+common cancels. Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 13.3
 (percentile interval).
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvembed_deploy.parity.scores import Items
+from nvembed_deploy.parity.statistic import Values
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -45,11 +46,18 @@ def paired_interval(candidate: Items, reference: Items, seed: int = 0) -> Interv
     for _ in range(RESAMPLES // _BLOCK):
         differences.append(np.zeros(_BLOCK))
         for ours, theirs in zip(candidate.parts, reference.parts, strict=True):
-            count = len(theirs.values)
-            places_RN = generator.integers(0, count, (_BLOCK, count))
+            drawn_RN = _drawn(generator, len(theirs.values))
             differences[-1] += (
-                ours.statistic(ours.values, places_RN) - theirs.statistic(theirs.values, places_RN)
+                ours.statistic(ours.values, drawn_RN) - theirs.statistic(theirs.values, drawn_RN)
             ) / len(counts)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(np.concatenate(differences), [tail, 100 - tail])
     return Interval(float(low), float(high), sum(counts), candidate.unit)
+
+
+def _drawn(generator: np.random.Generator, count: int) -> Values:
+    """Return how often each of `count` items is in each of `_BLOCK` resamples of as many."""
+    drawn_RN = np.empty((_BLOCK, count))
+    for drawn_N in drawn_RN:
+        drawn_N[:] = np.bincount(generator.integers(0, count, count), minlength=count)
+    return drawn_RN

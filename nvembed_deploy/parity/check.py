@@ -12,15 +12,13 @@ from nvembed_deploy.parity.basis import basis_of, manifest_of
 from nvembed_deploy.parity.embedding import compare_embeddings
 from nvembed_deploy.parity.margins import MARGINS, precision_of
 from nvembed_deploy.parity.side import Side, open_subject
-from nvembed_deploy.parity.subject import Advance, Subject, Text
+from nvembed_deploy.parity.subject import Advance, Subject
 from nvembed_deploy.parity.suite import LocalTask, count_texts
 from nvembed_deploy.parity.trace import trace
 from nvembed_deploy.parity.verdict import TaskParity, Verdict, compare_task, decide
 from nvembed_deploy.spec import Precision
 
 DEFAULT_CACHE = Path("build/parity-cache")
-_COMPARED = 3000
-"""Texts whose embeddings are compared, of all that the tasks use."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,11 @@ class Tasks:
     def texts(self) -> int:
         """How many texts the local tasks embed on each side."""
         return sum(count_texts(task) for task in self.local)
+
+    @property
+    def known(self) -> int:
+        """How many texts each side embeds; 0 where that is not known, as of mteb's own tasks."""
+        return 0 if self.named else self.texts
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,16 @@ def check_parity(
         NVEmbedError: a side cannot be opened, the two do not fit, or a task cannot be had.
         MissingPackageError: mteb is not installed.
     """
-    from nvembed_deploy.parity.mteb_encoder import local_task, named_tasks, run_task
+    from nvembed_deploy.parity.mteb_encoder import prepare, run_task
 
     precision = precision_of(manifest_of(candidate.path))
     margins = MARGINS[precision]
     if options.margin is not None:
         margins = replace(margins, score=options.margin)
     # Each side has tasks of its own: a task's random numbers go on where its last run ended.
-    named = [named_tasks(tasks.named) for _ in range(2)]
-    prepared = [[local_task(task) for task in tasks.local] + fetched for fetched in named]
-    revisions = {task.metadata.name: str(task.metadata.revision) for task in named[0]}
+    prepared = [prepare(tasks.local, tasks.named) for _ in range(2)]
+    named = prepared[0][len(tasks.local) :]
+    revisions = {task.metadata.name: str(task.metadata.revision) for task in named}
     basis = basis_of(reference.path, tasks.suite, tasks.local, revisions)
     basis.notes.extend(_dtype_notes(reference))
     traced = trace(candidate.path, reference.path, precision) if options.trace else None
@@ -83,7 +86,8 @@ def check_parity(
         for our_task, their_task in zip(*prepared, strict=True):
             expected, measured = run_task(their_task, theirs), run_task(our_task, ours)
             found.append(compare_task(measured, expected, margins.score, options.seed))
-        embedding = compare_embeddings(ours, theirs, _sample(list(theirs.seen)))
+        ours.advance = theirs.advance = lambda _: None  # those texts have been counted
+        embedding = compare_embeddings(ours, theirs, list(theirs.seen.values()))
         verdict = decide(found, embedding, margins, precision)
     return replace(verdict, basis=basis, trace=traced)
 
@@ -93,12 +97,6 @@ def _dtype_notes(reference: Side) -> list[str]:
     if reference.dtype in {None, Precision.FP32}:
         return []
     return [f"the reference was computed in {reference.dtype}: its rounding is in the differences"]
-
-
-def _sample(texts: list[Text]) -> list[Text]:
-    """Return at most `_COMPARED` texts, spread over all tasks."""
-    step = max(1, -(-len(texts) // _COMPARED))
-    return texts[::step]
 
 
 def _check_widths(ours: Subject, theirs: Subject) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nvembed_deploy.parity.statistic import spearman_of
+from nvembed_deploy.parity.statistic import score_of, spearman_of
 from nvembed_deploy.parity.subject import Subject, Text
 
 Rows = NDArray[np.float32]
@@ -42,7 +42,6 @@ class EmbeddingParity:
     max_abs: float
     median_abs: float
     """Median over texts of a text's largest difference."""
-    not_finite: int
     norm_drift: float
     """Largest distance of the candidate's lengths from 1."""
     plain_cosine: float
@@ -72,12 +71,10 @@ def compare_embeddings(
 ) -> EmbeddingParity:
     """Compare both sides on texts that their caches hold."""
     candidate_ND, reference_ND = _rows(candidate, texts), _rows(reference, texts)
-    finite_N = np.isfinite(candidate_ND).all(1) & np.isfinite(reference_ND).all(1)
     norm_N = np.linalg.norm(candidate_ND.astype(np.float64), axis=1)
-    products_N = (candidate_ND * reference_ND).sum(1, dtype=np.float64)
-    cosine_N = np.where(finite_N & (norm_N > 0), products_N / np.maximum(norm_N, 1e-30), -1.0)
+    cosine_N = _cosines(candidate_ND, reference_ND)
     is_plain_N = np.array([not text.instruction for text in texts])
-    drift_N = np.abs(candidate_ND - reference_ND)[finite_N].max(axis=1, initial=0.0)
+    drift_N = np.abs(candidate_ND - reference_ND).max(axis=1)
     joined = _long_text(texts)
     some = np.linspace(0, len(texts) - 1, min(len(texts), _RANKED)).astype(int)
     similar = [rows[some] @ rows[some].T for rows in (candidate_ND, reference_ND)]
@@ -89,10 +86,9 @@ def compare_embeddings(
         texts=len(texts),
         mean_cosine=float(cosine_N.mean()),
         min_cosine=float(cosine_N.min()),
-        max_abs=float(drift_N.max(initial=0.0)),
-        median_abs=float(np.median(drift_N)) if len(drift_N) else 0.0,
-        not_finite=int((~finite_N).sum()),
-        norm_drift=float(np.abs(norm_N[finite_N] - 1).max(initial=0.0)),
+        max_abs=float(drift_N.max()),
+        median_abs=float(np.median(drift_N)),
+        norm_drift=float(np.abs(norm_N - 1).max()),
         plain_cosine=_mean(cosine_N[is_plain_N]),
         instructed_cosine=_mean(cosine_N[~is_plain_N]),
         spearman=_rank_correlation(*similar),
@@ -125,7 +121,7 @@ def _rank_correlation(one_NN: Rows, other_NN: Rows) -> float:
     if len(upper[0]) < 2:  # noqa: PLR2004 - one pair has no order
         return 1.0
     values = np.stack([one_NN[upper], other_NN[upper]], axis=-1).astype(np.float64)
-    return float(spearman_of(values, np.arange(len(values))[None])[0])
+    return score_of(spearman_of, values)
 
 
 def _overlap(one_NM: Rows, other_NM: Rows, *, own: bool = False) -> float:
@@ -168,11 +164,17 @@ def _cosine_of(
 ) -> float:
     """Return the mean cosine of the two sides on texts, cut to `max_tokens` if given."""
     one_ND, other_ND = (
-        side.encoder.encode(texts, max_length=max_tokens, show_progress_bar=False).astype(float)
+        side.encoder.encode(texts, max_length=max_tokens, show_progress_bar=False)
         for side in (candidate, reference)
     )
+    return float(_cosines(one_ND, other_ND).mean())
+
+
+def _cosines(one_ND: Rows, other_ND: Rows) -> NDArray[np.float64]:
+    one_ND, other_ND = one_ND.astype(np.float64), other_ND.astype(np.float64)
     lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
-    return float(((one_ND * other_ND).sum(1) / np.maximum(lengths_N, 1e-30)).mean())
+    cosine_N: NDArray[np.float64] = (one_ND * other_ND).sum(1) / np.maximum(lengths_N, 1e-30)
+    return cosine_N
 
 
 def _mean(cosine_N: NDArray[np.float64]) -> float:

@@ -42,13 +42,13 @@ from nvembed_deploy.parity.suite import LocalTask
 
 datasets.disable_progress_bars()
 
-_SPLIT = "test"
+_SPLIT, _LOCAL = "test", "local"
 _DRAWN_TEXTS, _SAMPLES = 16_384, 10
 """What mteb's clustering draws: texts of a sample, and samples."""
 _MOST_SAMPLES = 200
 """20 seconds for 660 texts."""
-_QUERY_ONLY = {"Retrieval", "Reranking"}
-"""Task types whose documents carry no instruction."""
+_ASKED_BY_QUESTIONS = {"QuoraRetrieval"}
+"""Retrievals whose documents carry the instruction: they are questions too."""
 _BASES: dict[str, tuple[type[AbsTask], str, str]] = {
     "retrieval": (AbsTaskRetrieval, "Retrieval", "ndcg_at_10"),
     "reranking": (AbsTaskRetrieval, "Reranking", "map_at_1000"),
@@ -61,11 +61,14 @@ _BASES: dict[str, tuple[type[AbsTask], str, str]] = {
 
 
 class MtebEncoder:
-    """A `Subject` as mteb calls it."""
+    """A `Subject` as mteb calls it for one task."""
 
-    def __init__(self, subject: Subject) -> None:
-        """Take what computes."""
+    def __init__(self, subject: Subject, task: AbsTask) -> None:
+        """Take what computes, and the task, which has the instruction."""
         self._subject = subject
+        self._instruction = instruction_of(task)
+        is_instructed = task.metadata.name in _ASKED_BY_QUESTIONS and not _is_local(task)
+        self._are_documents_plain = isinstance(task, AbsTaskRetrieval) and not is_instructed
         width = subject.encoder.get_embedding_dimension()
         self.mteb_model_meta = ModelMeta.create_empty(
             {"name": f"local/{subject.name}", "revision": "local", "embed_dim": width}
@@ -75,13 +78,13 @@ class MtebEncoder:
         self,
         inputs: Iterable[dict[str, list[str]]],
         *,
-        task_metadata: Any,  # noqa: ANN401 - mteb.TaskMetadata
         prompt_type: PromptType | None = None,
-        **_: Any,  # noqa: ANN401 - split, subset, batch size
+        **_: Any,  # noqa: ANN401 - metadata, split, subset, batch size
     ) -> NDArray[np.float32]:
         """Embed every text of a data loader, with the task's instruction where it belongs."""
         texts = [text for batch in inputs for text in batch["text"]]
-        instruction = instruction_of(task_metadata, prompt_type)
+        is_plain = prompt_type is PromptType.document and self._are_documents_plain
+        instruction = "" if is_plain else self._instruction
         return self._subject.embed(texts, instruction, prompt_type.value if prompt_type else "")
 
     def similarity(self, left: Any, right: Any) -> NDArray[np.float32]:  # noqa: ANN401 - arrays
@@ -89,34 +92,31 @@ class MtebEncoder:
         cosine_NM = self._subject.encoder.similarity(np.asarray(left), np.asarray(right))
         return cosine_NM if np.ndim(left) > 1 or np.ndim(right) > 1 else cosine_NM[0, 0]
 
-    def similarity_pairwise(
-        self,
-        left: Any,  # noqa: ANN401 - arrays
-        right: Any,  # noqa: ANN401
-    ) -> NDArray[np.float32]:
+    def similarity_pairwise(self, left: Any, right: Any) -> NDArray[np.float32]:  # noqa: ANN401
         """Return the cosine of each row with its counterpart."""
         return self._subject.encoder.similarity_pairwise(np.asarray(left), np.asarray(right))
 
 
-def instruction_of(metadata: Any, prompt_type: PromptType | None) -> str:  # noqa: ANN401 - mteb's
-    """Return the instruction of a task's texts; empty for documents that carry none.
+def instruction_of(task: AbsTask) -> str:
+    """Return the instruction of a task's texts; of a retrieval its documents carry none.
 
-    Source: NV-Embed-v2's own where it differs (`instructions.py`), else mteb's for the task, else
-    mteb's for the type of task.
+    Source: a local task's own; else NV-Embed-v2's where it differs (`instructions.py`), else mteb's
+    for the task, else mteb's for the type of task.
     """
-    if metadata.type in _QUERY_ONLY and prompt_type is PromptType.document:
-        both = {"QuoraRetrieval"}  # its documents are questions too
-        if metadata.name not in both:
-            return ""
-    if metadata.name in V2_INSTRUCTIONS:
-        return V2_INSTRUCTIONS[metadata.name]
-    prompt = metadata.prompt
+    if isinstance(task, AbsTaskAggregate):
+        return instruction_of(task.tasks[0])
+    if _is_local(task):
+        return str(task.metadata.prompt or "")
+    if task.metadata.name in V2_INSTRUCTIONS:
+        return V2_INSTRUCTIONS[task.metadata.name]
+    prompt = task.metadata.prompt
     if isinstance(prompt, dict):
-        prompt = prompt.get("query") or ""
-    if prompt is None:
-        known = _BASES.get(metadata.type.lower())
-        prompt = getattr(known[0], "abstask_prompt", "") if known else ""
-    return str(prompt or "")
+        return prompt.get("query") or ""
+    return str(prompt or getattr(task, "abstask_prompt", ""))
+
+
+def _is_local(task: AbsTask) -> bool:
+    return str(task.metadata.revision) == _LOCAL
 
 
 def local_task(task: LocalTask) -> AbsTask:
@@ -127,7 +127,7 @@ def local_task(task: LocalTask) -> AbsTask:
         name=task.name,
         description=task.name,
         reference=None,
-        dataset={"path": f"local/{task.name}", "revision": "local"},
+        dataset={"path": f"{_LOCAL}/{task.name}", "revision": _LOCAL},
         type=category,
         category="t2t",
         modalities=["text"],
@@ -152,12 +152,8 @@ def local_task(task: LocalTask) -> AbsTask:
     attributes: dict[str, Any] = {"metadata": metadata, "load_data": load_data}
     if task.kind == "clustering":
         attributes |= _resampling(len(task.tables["data"]))
-    if task.kind == "sts":
-        highest = max(row["score"] for row in task.tables["pairs"])
-        attributes |= {"min_score": 0, "max_score": max(5, int(np.ceil(highest)))}
     if task.kind == "summarization":
-        rated = [score for row in task.tables["summaries"] for score in row["relevance"]]
-        attributes |= {"min_score": min(rated), "max_score": max(rated)}
+        attributes |= {"min_score": 0, "max_score": 1}  # of ranks alone: any two numbers do
     instance: AbsTask = type(task.name, (base,), attributes)()
     return instance
 
@@ -178,13 +174,29 @@ def _resampling(num_texts: int) -> dict[str, Any]:
     }
 
 
-def named_tasks(names: Iterable[str]) -> list[AbsTask]:
-    """Return mteb's tasks by their names, or those of a benchmark: MTEB(eng, v2).
+def prepare(local: Iterable[LocalTask], names: Iterable[str]) -> list[AbsTask]:
+    """Return local tasks, then mteb's by their names, or those of a benchmark: MTEB(eng, v2).
+
+    What is named twice is one task.
 
     Raises:
-        InputError: mteb knows no such task or benchmark.
+        InputError: mteb knows no such task or benchmark, it is of more than texts, or a local one
+            has its name.
     """
-    return [task for name in names for task in _tasks_of(name)]
+    tasks = {task.name: local_task(task) for task in local}
+    for task in [task for name in names for task in _tasks_of(name)]:
+        name = task.metadata.name
+        if set(task.metadata.modalities) != {"text"}:
+            raise InputError(
+                f"mteb's {name} is of {', '.join(task.metadata.modalities)}",
+                "name tasks of texts: NV-Embed has no other input",
+            )
+        if _is_local(tasks.setdefault(name, task)):
+            raise InputError(
+                f"{name} is a task of the suite and of mteb",
+                "give the suite's another name: a verdict names tasks by it",
+            )
+    return list(tasks.values())
 
 
 def _tasks_of(name: str) -> list[AbsTask]:
@@ -209,9 +221,10 @@ def run_task(task: AbsTask, subject: Subject) -> TaskRun:
     if isinstance(task, AbsTaskAggregate):
         return _joined(task, [run_task(part, subject) for part in task.tasks])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _load(task)
     with tempfile.TemporaryDirectory() as folder:
         result = mteb.evaluate(
-            MtebEncoder(subject),
+            MtebEncoder(subject, task),
             [task],
             cache=None,
             co2_tracker=False,
@@ -221,20 +234,34 @@ def run_task(task: AbsTask, subject: Subject) -> TaskRun:
         ).task_results[0]
         files = list(Path(folder).rglob("*_predictions.json"))
         predictions = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
-    task.load_data()  # mteb drops the data after a run; the truth of each item is needed
-    if isinstance(task, AbsTaskRetrieval):
-        task.convert_v1_dataset_format_to_v2(None)
     predictions.pop("mteb_model_meta", None)
     return TaskRun(
         name=task.metadata.name,
         kind=task.metadata.type,
         metric=task.metadata.main_score,
-        instruction=instruction_of(task.metadata, None),
+        instruction=instruction_of(task),
         score=float(result.get_score()),
         scores=result.scores,
         predictions=_as_judged(task, predictions),
         dataset=task.dataset,
     )
+
+
+def _load(task: AbsTask) -> None:
+    """Load a task's data; what mteb loads itself it drops, and each item's truth is needed.
+
+    Raises:
+        InputError: they cannot be had.
+    """
+    try:
+        task.load_data()
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the data of mteb's {task.metadata.name} cannot be had: {said}",
+            "run it once where huggingface.co is reached (its cache, HF_HOME, is read from then "
+            "on), or measure on tasks of your own: --suite",
+        ) from error
 
 
 def _joined(task: AbsTask, runs: list[TaskRun]) -> TaskRun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,11 +13,13 @@ from typing import Any
 
 from nvembed_deploy.artifact import LAYOUT, hash_file, is_artifact, update_parity
 from nvembed_deploy.artifact_lock import sole_writer
+from nvembed_deploy.errors import InputError
 from nvembed_deploy.parity.basis import check_unchanged, manifest_of, reference_facts
 from nvembed_deploy.parity.report_html import render
 from nvembed_deploy.parity.side import Side
 from nvembed_deploy.parity.verdict import Verdict, finite
 from nvembed_deploy.parity.versions import COMPUTING, MEASURING, versions
+from nvembed_deploy.staging import replace_text
 
 
 def record(artifact: Path, summary: dict[str, Any], measured: Mapping[str, Any]) -> bool:
@@ -38,6 +41,18 @@ def record(artifact: Path, summary: dict[str, Any], measured: Mapping[str, Any])
     return True
 
 
+def check_folder(out: Path) -> None:
+    """Refuse, before anything is computed, a folder that could not be written in the end.
+
+    Raises:
+        InputError: a file lies there, or it may not be written.
+    """
+    there = next(path for path in (out, *out.resolve().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "may not be written" if there.is_dir() else "is a file"
+        raise InputError(f"--out {out}: {there} {problem}", "name a folder that can be made")
+
+
 def write_report(
     out: Path, verdict: Verdict, candidate: Side, reference: Side, seconds: float
 ) -> None:
@@ -53,9 +68,7 @@ def write_report(
         ("report.json", json.dumps(finite(report), indent=2, allow_nan=False) + "\n"),
         ("report.html", render(verdict, report)),
     ):
-        partial = out / f"{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(out / name)
+        replace_text(out / name, content)
 
 
 def _side(side: Side) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _bars(verdict: Verdict) -> str:
     margin = verdict.margins.score
     tasks = [task for task in verdict.tasks if task.is_defined]
     ends = [abs(e) for t in tasks for e in _ends(t)]
-    scale = 1.25 * max([*ends, margin])
+    scale = 1.25 * max([*ends, margin]) or 1.0
     left, right = 230, _WIDTH - 20
     middle, half = (left + right) / 2, (right - left) / 2
 
@@ -139,7 +139,6 @@ def _embeddings(verdict: Verdict) -> Iterator[str]:
         ("cosine, lowest", f"{found.min_cosine:.6f}"),
         ("largest difference of a number", f"{found.max_abs:.2e}"),
         ("the median text's", f"{found.median_abs:.2e}"),
-        ("not finite", f"{found.not_finite}"),
         ("rank correlation of all pairs", f"{found.spearman:.6f}"),
         ("ten nearest in common", f"{found.neighbours:.2%}"),
         ("the same, queries in the reference's index", f"{found.cross_neighbours:.2%}"),

@@ -21,6 +21,7 @@ from nvembed_deploy.parity.statistic import (
     best_of,
     macro_f1_of,
     mean_of,
+    score_of,
     spearman_of,
 )
 
@@ -85,8 +86,7 @@ class Items:
     @property
     def score(self) -> float:
         """The statistic of all items."""
-        scores = [p.statistic(p.values, np.arange(len(p.values))[None])[0] for p in self.parts]
-        return float(np.mean(scores))
+        return float(np.mean([score_of(part.statistic, part.values) for part in self.parts]))
 
     @property
     def described(self) -> str:
@@ -236,13 +236,14 @@ def _summarization(_: str, __: Any, predicted: Any, ___: Any) -> Part:  # noqa: 
     values = []
     for found, truth in zip(predicted["cosine_scores"], predicted["human_scores"], strict=True):
         pairs = np.stack([np.array(found, float), np.array(truth, float)], axis=-1)
-        values.append(float(spearman_of(pairs, np.arange(len(pairs))[None])[0]))
+        values.append(score_of(spearman_of, pairs))
     return Part(np.array(values), mean_of, "texts")
 
 
 _READERS: dict[str, Reader] = {
     "Retrieval": _retrieval,
     "Reranking": _retrieval,
+    "InstructionRetrieval": _retrieval,
     "STS": _sts,
     "PairClassification": _pairs,
     "Classification": _classification,

@@ -23,7 +23,7 @@ def show(verdict: Verdict) -> None:
     title = f"precision {verdict.precision}, margin {verdict.margins.score:g}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("", min_width=3)
-    table.add_column("task", no_wrap=True)
+    table.add_column("task", overflow="fold")  # a narrow screen breaks names, not numbers
     for name in ("reference", "artifact", "difference", "95 %"):
         table.add_column(name, justify="right", no_wrap=True)
     for task in verdict.tasks:
@@ -61,16 +61,24 @@ def _cells(task: TaskParity) -> tuple[str, ...]:
 
 
 def describe(tasks: Tasks, sides: str) -> None:
-    """Print what would be measured, on which sides."""
-    for task in tasks.local:
+    """Print what would be measured, on which sides.
+
+    Raises:
+        InputError: mteb knows no such task or benchmark, or a name is taken.
+    """
+    from nvembed_deploy.parity.mteb_encoder import instruction_of, prepare
+
+    found = prepare(tasks.local, tasks.named)
+    counts = [f"{count_texts(task):>7,} texts" for task in tasks.local]
+    counts += ["texts unknown"] * (len(found) - len(counts))
+    for task, count in zip(found, counts, strict=True):
         cli.say(
-            f"{task.name:<32} {task.kind:<20} {count_texts(task):>7,} texts  "
-            f"instruction: {task.instruction or '(none)'}"
+            f"{task.metadata.name:<32} {task.metadata.type:<20} {count}  "
+            f"instruction: {instruction_of(task) or '(none)'}"
         )
-    for name in tasks.named:
-        cli.say(f"{name:<32} by mteb's name: fetched when it is run")
     words = sum(count_words(task) for task in tasks.local)
-    cli.say(f"{tasks.texts:,} texts, about {words * 3 // 2:,} tokens, on {sides}")
+    unknown = ", and those of mteb's tasks, whose data are fetched" if tasks.named else ""
+    cli.say(f"{tasks.texts:,} texts, about {words * 3 // 2:,} tokens{unknown}, on {sides}")
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """This file owns how the values of many items make one score, for many resamples at a time.
 
-A `Statistic` of all items is mteb's score of the task (tested).
+A `Statistic` of all items is mteb's score of the task (tested). A resample is how often each item
+was drawn, so items are put in order once, not once a resample. Shapes: N items, R resamples,
+G groups of items of one value, E experiments.
 """
 
 from __future__ import annotations
@@ -11,95 +13,103 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
-Places = NDArray[np.int64]
-Statistic = Callable[[Values, Places], Values]
-"""Given values [N] or [N, M] and resampled places [R, N]: the score of each resample, [R]."""
+Statistic = Callable[[Values, Values], Values]
+"""Given values [N] or [N, M] and how often each was drawn [R, N]: each resample's score, [R]."""
 
 
-def mean_of(values: Values, places_RN: Places) -> Values:
+def score_of(statistic: Statistic, values: Values) -> float:
+    """Return the score of all items, each drawn once."""
+    return float(statistic(values, np.ones((1, len(values))))[0])
+
+
+def mean_of(values: Values, counts_RN: Values) -> Values:
     """Score resamples by their mean."""
-    means: Values = values[places_RN].mean(axis=1)
+    means: Values = counts_RN @ values / counts_RN.sum(1)
     return means
 
 
-def spearman_of(values: Values, places_RN: Places) -> Values:
+def spearman_of(values: Values, counts_RN: Values) -> Values:
     """Score resamples of (prediction, truth) by Spearman's rank correlation."""
-    from scipy.stats import rankdata
-
-    drawn_RN2 = values[places_RN]
-    ranks_RN2 = np.stack([rankdata(drawn_RN2[..., i], axis=1) for i in range(2)], axis=-1)
-    centred = ranks_RN2 - ranks_RN2.mean(axis=1, keepdims=True)
-    spread_R = np.sqrt((centred[..., 0] ** 2).sum(1) * (centred[..., 1] ** 2).sum(1))
-    products_R = (centred[..., 0] * centred[..., 1]).sum(1)
-    return _divided(products_R, spread_R)
+    one_RN, other_RN = (_centred_ranks(values[:, column], counts_RN) for column in range(2))
+    spread_R = np.sqrt((counts_RN * one_RN**2).sum(1) * (counts_RN * other_RN**2).sum(1))
+    return _divided((counts_RN * one_RN * other_RN).sum(1), spread_R)
 
 
-def average_precision_of(values: Values, places_RN: Places) -> Values:
+def _centred_ranks(values_N: Values, counts_RN: Values) -> Values:
+    """Return each item's rank in each resample less the mean rank; ties have their ranks' mean."""
+    order_N, first_G = _groups(values_N)
+    drawn_RG = np.add.reduceat(counts_RN[:, order_N], first_G, axis=1)
+    rank_RG = drawn_RG.cumsum(1) - drawn_RG / 2 - counts_RN.sum(1, keepdims=True) / 2
+    rank_RN = np.empty_like(counts_RN)
+    rank_RN[:, order_N] = np.repeat(rank_RG, np.diff(first_G, append=len(values_N)), axis=1)
+    return rank_RN
+
+
+def average_precision_of(values: Values, counts_RN: Values) -> Values:
     """Score resamples of (prediction, 0 or 1) by average precision; ties are found together."""
-    hit_RN, is_cut_RN = _sorted(values[places_RN])
-    precision_RN = hit_RN.cumsum(1) / np.arange(1, hit_RN.shape[1] + 1)
-    places = np.where(is_cut_RN, np.arange(hit_RN.shape[1]), hit_RN.shape[1])
-    end_RN = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
-    precision_RN = np.take_along_axis(precision_RN, end_RN, axis=1)
-    return _divided((precision_RN * hit_RN).sum(1), hit_RN.sum(1))
+    drawn_RG, hit_RG = _found(values, counts_RN)
+    precision_RG = _divided(hit_RG.cumsum(1), drawn_RG.cumsum(1))
+    return _divided((precision_RG * hit_RG).sum(1), hit_RG.sum(1))
 
 
-def best_accuracy_of(values: Values, places_RN: Places) -> Values:
+def best_accuracy_of(values: Values, counts_RN: Values) -> Values:
     """Score resamples of (prediction, 0 or 1) by the accuracy at the best threshold.
 
     Source: mteb, `_find_best_acc_and_threshold`: some are above it and some below, never a part
     of a tie.
     """
-    hit_RN, is_cut_RN = _sorted(values[places_RN])
-    above_RN = hit_RN.cumsum(1)
-    misses_RN = np.arange(1, hit_RN.shape[1] + 1) - above_RN
-    below_RN = (1 - hit_RN).sum(1, keepdims=True) - misses_RN
-    right_RN = np.where(is_cut_RN, above_RN + below_RN, 0.0)[:, :-1]
-    best: Values = right_RN.max(axis=1, initial=0.0) / hit_RN.shape[1]
+    drawn_RG, hit_RG = _found(values, counts_RN)
+    above_RG, total_R1 = drawn_RG.cumsum(1), drawn_RG.sum(1, keepdims=True)
+    false_R1 = total_R1 - hit_RG.sum(1, keepdims=True)
+    right_RG = 2 * hit_RG.cumsum(1) - above_RG + false_R1  # found, and left out rightly
+    is_between_RG = (above_RG > 0) & (above_RG < total_R1)
+    best: Values = np.where(is_between_RG, right_RG, 0.0).max(axis=1) / total_R1[:, 0]
     return best
 
 
 def best_of(statistic: Statistic) -> Statistic:
     """Return the largest of a statistic of several predictions [N, M + 1], the truth being last."""
 
-    def best(values: Values, places_RN: Places) -> Values:
+    def best(values: Values, counts_RN: Values) -> Values:
         columns = range(values.shape[1] - 1)
-        each = [statistic(values[:, [column, -1]], places_RN) for column in columns]
+        each = [statistic(values[:, [column, -1]], counts_RN) for column in columns]
         largest: Values = np.max(each, axis=0)
         return largest
 
     return best
 
 
-def _sorted(drawn_RN2: Values) -> tuple[Values, NDArray[np.bool_]]:
-    """Return what is true from the highest prediction down, and where the next one is lower."""
-    order_RN = np.argsort(-drawn_RN2[..., 0], axis=1, kind="stable")
-    found_RN, hit_RN = (np.take_along_axis(drawn_RN2[..., i], order_RN, axis=1) for i in range(2))
-    is_cut_RN = np.ones(hit_RN.shape, bool)
-    is_cut_RN[:, :-1] = found_RN[:, :-1] != found_RN[:, 1:]
-    return hit_RN, is_cut_RN
+def _found(values: Values, counts_RN: Values) -> tuple[Values, Values]:
+    """Return what was drawn of each prediction, from the highest down, and how many are true."""
+    order_N, first_G = _groups(-values[:, 0])
+    drawn_RN = counts_RN[:, order_N]
+    hit_RN = drawn_RN * values[order_N, 1]
+    return np.add.reduceat(drawn_RN, first_G, axis=1), np.add.reduceat(hit_RN, first_G, axis=1)
 
 
-def macro_f1_of(values: Values, places_RN: Places) -> Values:
-    """Score resamples of (label, its prediction in each experiment) by macro F1, their mean."""
-    labels, codes = np.unique(values, return_inverse=True)
-    codes = codes.reshape(values.shape)
-    return np.array([_macro_f1(codes[places_N], len(labels)) for places_N in places_RN])
+def _groups(values_N: Values) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return places in order of their values, and where in it each value is first."""
+    order_N = np.argsort(values_N, kind="stable")
+    sorted_N = values_N[order_N]
+    return order_N, np.flatnonzero(np.append(True, sorted_N[1:] != sorted_N[:-1]))
 
 
-def _macro_f1(codes: NDArray[np.int64], num_labels: int) -> float:
-    """Return the mean over experiments of the mean over the labels that occur in one."""
-    truth_N1, predicted_NE = codes[:, :1], codes[:, 1:]
-    apart_E = num_labels * np.arange(predicted_NE.shape[1])
-    shape = (len(apart_E), num_labels)
+def macro_f1_of(values: Values, counts_RN: Values) -> Values:
+    """Score resamples of (label, its prediction in each experiment) by macro F1.
 
-    def counted(places: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.bincount(places.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
-
-    hits_EC = counted((predicted_NE + apart_E)[predicted_NE == truth_N1])
-    both_EC = counted(predicted_NE + apart_E) + counted(truth_N1 + apart_E)
-    f1_EC = _divided((2 * hits_EC).astype(np.float64), both_EC.astype(np.float64))
-    return float((f1_EC.sum(1) / (both_EC > 0).sum(1)).mean())
+    It is the mean over experiments of the mean over the labels that occur in one.
+    """
+    truth_N1, predicted_NE = values[:, :1], values[:, 1:]
+    shape = (len(counts_RN), predicted_NE.shape[1])
+    sum_RE, num_RE = np.zeros(shape), np.zeros(shape)
+    for label in np.unique(values):
+        is_truth_N1, is_predicted_NE = truth_N1 == label, predicted_NE == label
+        hits_RE = counts_RN @ (is_truth_N1 & is_predicted_NE)
+        both_RE = counts_RN @ (is_truth_N1.astype(np.float64) + is_predicted_NE)
+        sum_RE += _divided(2 * hits_RE, both_RE)
+        num_RE += both_RE > 0
+    means: Values = (sum_RE / num_RE).mean(axis=1)
+    return means
 
 
 def _divided(above: Values, below: Values) -> Values:

@@ -14,6 +14,8 @@ from nvembed_deploy.runtimes.encoder import Encoder
 
 _WINDOW = 256
 """Texts computed between two writes to the cache."""
+_KEPT = 3000
+"""Texts that are remembered, to compare both sides' embeddings: a benchmark has millions."""
 Advance = Callable[[int], None]
 
 
@@ -33,7 +35,8 @@ class Subject:
     name: str
     encoder: Encoder
     cache: EmbeddingCache
-    seen: dict[Text, None] = field(default_factory=dict)
+    seen: dict[bytes, Text] = field(default_factory=dict)
+    """Texts by their key: all, or of more than `_KEPT` those of the lowest keys, a fair sample."""
     advance: Advance = lambda _: None
 
     @classmethod
@@ -43,8 +46,11 @@ class Subject:
 
     def embed(self, texts: list[str], instruction: str, role: str = "") -> NDArray[np.float32]:
         """Return [N, D] of length 1, computing only what is not cached."""
-        self.seen.update(dict.fromkeys(Text(instruction, text, role) for text in texts))
         keys = [text_key(instruction, text) for text in texts]
+        for key, text in zip(keys, texts, strict=True):
+            self.seen.setdefault(key, Text(instruction, text, role))
+        if len(self.seen) > _KEPT:
+            self.seen = dict(sorted(self.seen.items())[:_KEPT])
         missing = self.cache.missing(keys)
         self.advance(len(texts) - len(missing))
         for start in range(0, len(missing), _WINDOW):

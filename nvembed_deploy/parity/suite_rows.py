@@ -184,6 +184,7 @@ def _check_known(where: str, column: str, found: list[str], ids: set[str]) -> No
 def _qrels(path: Path, tables: Tables) -> Iterator[dict[str, Any]]:
     queries = {row["_id"] for row in tables["queries"]}
     documents = {row["_id"] for row in tables["corpus"]}
+    scores: dict[tuple[str, str], int] = {}
     for number, line in _lines(path):
         query, _, rest = line.partition("\t")
         document, _, score = rest.partition("\t")
@@ -195,7 +196,14 @@ def _qrels(path: Path, tables: Tables) -> Iterator[dict[str, Any]]:
                 "expected a query-id of queries.jsonl, a corpus-id of corpus.jsonl, a whole number "
                 f"of at most {MOST_RELEVANT}",
             )
-        yield {"query": query, "document": document, "score": int(score.lstrip("0") or "0")}
+        value = int(score.lstrip("0") or "0")
+        if (other := scores.setdefault((query, document), value)) != value:
+            raise InputError(
+                f"{path}, line {number}: {query!r:.60} and {document!r:.60} have the score {value} "
+                f"here and {other} above",
+                "keep one of the lines",
+            )
+        yield {"query": query, "document": document, "score": value}
 
 
 def _is_relevance(text: str) -> bool:

@@ -20,6 +20,7 @@ from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.model import pooler
 from nvembed_deploy.model.nvembed import NVEmbed, build_model, load_model
 from nvembed_deploy.model.weights import Weights
+from nvembed_deploy.parity.cache import text_key
 from nvembed_deploy.parity.embedding import compare_embeddings
 from nvembed_deploy.parity.margins import MARGINS
 from nvembed_deploy.parity.scores import TaskRun
@@ -240,6 +241,27 @@ def test_an_overflow_is_refused_before_any_score(
     planter.model.get_parameter("backbone.decoder.layers.0.mlp.down_proj.weight")[3] = np.inf
     with pytest.raises(ArtifactError, match="not finite"):
         judge(planter, reference, tmp_path)
+
+
+def test_a_reference_of_another_length_gives_no_cosine_beyond_one(
+    planter: Planter, reference: Subject, tmp_path: Path
+) -> None:
+    unnormalised(planter)
+    with Encoder(planter.runtime, planter.tokenizer, spec=SPEC) as encoder:
+        longer = Subject.open("longer", encoder, tmp_path)
+        found = compare_embeddings(reference, longer, TEXTS)
+    assert found.mean_cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_of_a_large_corpus_few_texts_are_remembered(reference: Subject, tmp_path: Path) -> None:
+    subject = Subject.open("large", reference.encoder, tmp_path)
+    texts = [str(i) for i in range(4000)]
+    subject.cache.add([text_key("find it", text) for text in texts], np.ones((4000, 64)))
+    for start in range(0, 4000, 1000):
+        subject.embed(texts[start : start + 1000], "find it")
+    numbers = [int(text.text) for text in subject.seen.values()]
+    assert len(numbers) == 3000
+    assert abs(sum(number < 2000 for number in numbers) - 1500) < 100  # early ones as late ones
 
 
 def asked(count: int) -> TaskRun:

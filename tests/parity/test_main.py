@@ -175,7 +175,11 @@ def test_a_dry_run_refuses_what_the_run_would(
         (("--reference", "gone"), "gone does not exist"),
         (("--scores", "--suite", "gone"), "suite gone is no folder"),
         (("--scores", "--task", "nothing"), "has no task nothing"),
-        (("--scores", "--trace"), "--trace compares with a reference"),
+        (("--scores", "--trace"), "--trace is of a comparison"),
+        (("--scores", "--out", "report"), "--out is of a comparison"),
+        (("--published", "NV-Embed-v2", "--reference", "."), "--published adds lines to the table"),
+        (("--scores", "--published", "NV-Embed-v1", "--json"), "--published adds lines"),
+        (("--scores", "--dry-run", "--mteb", "NoSuchTask"), "no task or benchmark 'NoSuchTask'"),
     ],
 )
 def test_wrong_input_is_two_lines(
@@ -185,6 +189,22 @@ def test_wrong_input_is_two_lines(
     err = capsys.readouterr().err
     assert problem in err
     assert err.count("\n") == 2
+
+
+@pytest.mark.parametrize("lying", ["report", "report/here"])
+def test_a_report_that_could_not_be_written_is_refused_first(
+    run: Run, artifact: Path, tmp_path: Path, capsys, lying: str
+) -> None:
+    (tmp_path / "report").write_text("of something else")
+    assert run(artifact, "--reference", artifact, "--out", tmp_path / lying) == 2
+    assert f"{tmp_path / 'report'} is a file" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_margin_of_nothing_has_a_report(run: Run, artifact: Path, tmp_path: Path) -> None:
+    words = ("--reference", artifact, "--margin", "0", "--out", tmp_path / "new" / "report")
+    assert run(artifact, *words) == 0
+    assert "<circle" in (tmp_path / "new" / "report" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,14 +15,13 @@ from mteb.abstasks import AbsTask, AbsTaskClustering
 from mteb.abstasks.aggregate_task_metadata import AggregateTaskMetadata
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.clustering_legacy import AbsTaskClusteringLegacy
-from mteb.types import PromptType
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.parity.mteb_encoder import (
     _resampling,
     instruction_of,
     local_task,
-    named_tasks,
+    prepare,
     run_task,
 )
 from nvembed_deploy.parity.scores import TaskRun, count_rows, items_of
@@ -54,7 +54,7 @@ def test_mtebs_score_is_the_statistic_of_its_items(
     items = items_of(run)
     assert items is not None
     assert items.score == pytest.approx(run.score, abs=2e-5)  # mteb rounds to 5 decimals
-    instructed = {text.instruction for text in subject.seen if text.role != "document"}
+    instructed = {text.instruction for text in subject.seen.values() if text.role != "document"}
     assert instructed == {f"do {kind}"}
 
 
@@ -144,53 +144,83 @@ def test_documents_carry_no_instruction(tiny_assembled: Path, tmp_path: Path) ->
     with ExitStack() as stack:
         subject = open_subject("m", Side(tiny_assembled, device="cpu"), tmp_path / "cache", stack)
         run_task(local_task(task), subject)
-    by_role = {text.role: text.instruction for text in subject.seen}
+    by_role = {text.role: text.instruction for text in subject.seen.values()}
     assert by_role == {"query": "do retrieval", "document": ""}
 
 
 @pytest.mark.parametrize(
-    ("name", "role", "instruction"),
+    ("name", "instruction"),
     [
-        (
-            "NFCorpus",
-            "query",
-            "Given a question, retrieve relevant documents that answer the question",
-        ),
-        ("NFCorpus", "document", ""),
-        ("FEVER", "query", "Given a claim, retrieve documents that support or refute the claim"),
-        ("STS12", None, "Retrieve semantically similar text"),
-        (
-            "Banking77Classification",
-            None,
-            "Given an online banking query, find the corresponding intents",
-        ),
-        (
-            "TwentyNewsgroupsClustering",
-            None,
-            "Identify the topic or theme of the given news articles",
-        ),
+        ("NFCorpus", "Given a question, retrieve relevant documents that answer the question"),
+        ("FEVER", "Given a claim, retrieve documents that support or refute the claim"),
+        ("STS12", "Retrieve semantically similar text"),
+        ("TwentyNewsgroupsClustering", "Identify the topic or theme of the given news articles"),
+        ("RTE3", "Retrieve text that are semantically similar to the given text."),
+        ("TbilisiCityHallBitextMining", "Retrieve parallel sentences."),
+        ("EmitClassification", "Classify user passages."),
+        ("IFIRCds", "Retrieve text based on user query."),
+        ("CQADupstackRetrieval", "Retrieve text based on user query."),
     ],
 )
-def test_known_tasks_have_nv_embeds_instructions(
-    name: str, role: str | None, instruction: str
+def test_mtebs_tasks_have_nv_embeds_instructions(name: str, instruction: str) -> None:
+    assert instruction_of(mteb.get_task(name)) == instruction
+
+
+@pytest.mark.parametrize("name", ["NQ", "QuoraRetrieval"])
+@pytest.mark.parametrize("instruction", ["find it", ""])
+def test_a_local_task_has_its_own_instruction_whatever_it_is_called(
+    tiny_assembled: Path, tmp_path: Path, name: str, instruction: str
 ) -> None:
-    found = instruction_of(mteb.get_task(name).metadata, PromptType(role) if role else None)
-    assert found.replace("Given a online", "Given an online") == instruction
+    (read,) = read_suite(write_suite(tmp_path / "suite", ("retrieval",)))
+    task = local_task(replace(read, name=name, instruction=instruction))
+    with ExitStack() as stack:
+        subject = open_subject("m", Side(tiny_assembled, device="cpu"), tmp_path / "cache", stack)
+        assert run_task(task, subject).instruction == instruction
+    by_role = {text.role: text.instruction for text in subject.seen.values()}
+    assert by_role == {"query": instruction, "document": ""}
+
+
+def test_a_task_that_is_named_twice_is_run_once() -> None:
+    names = [task.metadata.name for task in prepare([], ["STS12", "MTEB(eng, v2)", "STS12"])]
+    assert names[0] == "STS12"
+    assert len(names) == len(set(names)) > 30
+
+
+def test_what_could_not_be_told_apart_or_embedded_is_refused(tmp_path: Path) -> None:
+    (read,) = read_suite(write_suite(tmp_path, ("sts",)))
+    with pytest.raises(InputError, match="STS12 is a task of the suite and of mteb"):
+        prepare([replace(read, name="STS12")], ["STS12"])
+    with pytest.raises(InputError, match="mteb's CIFAR10 is of image"):
+        prepare([], ["CIFAR10"])
+
+
+def test_data_that_cannot_be_had_are_named(tiny_assembled: Path, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported")
+
+    (task,) = prepare([], ["STS12"])
+    task.load_data = refuse
+    with ExitStack() as stack:
+        subject = open_subject("m", Side(tiny_assembled, device="cpu"), tmp_path / "cache", stack)
+        with pytest.raises(
+            InputError, match=r"data of mteb's STS12 cannot be had: Dataset scripts"
+        ):
+            run_task(task, subject)
 
 
 def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_refused() -> None:
-    names = [task.metadata.name for task in named_tasks(["MTEB(eng, v2)"])]
+    names = [task.metadata.name for task in prepare([], ["MTEB(eng, v2)"])]
     assert len(names) > 30
     assert "ArguAna" in names
     with pytest.raises(InputError, match="'NoSuchTask'"):
-        named_tasks(["NoSuchTask"])
+        prepare([], ["NoSuchTask"])
 
 
 @pytest.mark.parametrize(("name", "task"), [("BEIR", "SciFact"), ("MTEB(eng, v2)", "STS12")])
 def test_a_benchmark_is_found_by_any_name_and_each_call_has_tasks_of_its_own(
     name: str, task: str
 ) -> None:
-    one, other = ({t.metadata.name: t for t in named_tasks([name])} for _ in range(2))
+    one, other = ({t.metadata.name: t for t in prepare([], [name])} for _ in range(2))
     assert one.keys() == other.keys()
     assert one[task] is not other[task]
     assert one[task].np_rng is not other[task].np_rng
@@ -201,7 +231,7 @@ def test_a_benchmark_is_found_by_any_name_and_each_call_has_tasks_of_its_own(
 )
 def test_a_name_with_a_slip_is_told_what_it_may_mean(name: str, meant: str) -> None:
     with pytest.raises(InputError) as caught:
-        named_tasks(["STS12", name])
+        prepare([], ["STS12", name])
     assert caught.value.problem == f"mteb has no task or benchmark {name!r}"
     assert meant in caught.value.fix
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from nvembed_deploy.parity.embedding import EmbeddingParity
+from nvembed_deploy.parity.margins import MARGINS
 from nvembed_deploy.parity.scores import TaskRun, count_rows, items_of
-from nvembed_deploy.parity.verdict import TaskParity, compare_task
+from nvembed_deploy.parity.verdict import TaskParity, compare_task, decide
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 200)
@@ -154,6 +156,20 @@ def test_a_score_that_is_not_defined_does_not_pass(scores: tuple[float, float]) 
     assert not found.passed
     assert not found.is_defined
     assert "is not defined" in found.reason
+
+
+def test_where_only_the_artifact_has_no_score_the_truth_is_not_blamed() -> None:
+    embedding = EmbeddingParity(30, *[1.0] * 14, [], [])
+    ours, theirs = (run("STS", {}, {}, "cosine_spearman", score) for score in (np.nan, 0.5))
+    for reference, is_blamed in ((theirs, False), (ours, True)):
+        decided = decide([verdict(ours, reference)], embedding, MARGINS["fp32"], "fp32")
+        assert not decided.passed
+        assert any("truth that differs" in cause for cause in decided.causes) == is_blamed
+
+
+def test_a_retrieval_by_instructions_has_items() -> None:
+    found = replace(ranked("ndcg_at_20", [0] * 30, 1.0), kind="InstructionRetrieval")
+    assert verdict(found, found).interval is not None
 
 
 def test_only_queries_that_have_a_relevant_document_count() -> None:

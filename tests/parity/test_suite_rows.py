@@ -127,6 +127,12 @@ def test_a_relevance_that_trec_eval_cannot_count_is_refused(tmp_path: Path, scor
     assert "qrels.tsv, line 42" in caught.value.problem
 
 
+def test_a_pair_has_one_relevance(tmp_path: Path) -> None:
+    read_with(tmp_path / "1", "retrieval", "qrels.tsv", "q1\td1\t2\nq1\td1\t2")
+    with pytest.raises(InputError, match=r"line 43: 'q1' and 'd1' have the score 0 .* 2 above"):
+        read_with(tmp_path / "2", "retrieval", "qrels.tsv", "q1\td1\t2\nq1\td1\t0")
+
+
 def test_rankings_of_other_queries_do_no_harm(tmp_path: Path) -> None:
     other = row(**{"query-id": "of another split", "corpus-ids": ["d1"]})
     read_with(tmp_path, "reranking", "top_ranked.jsonl", other)

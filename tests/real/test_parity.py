@@ -52,7 +52,6 @@ def test_a_graph_of_the_real_model_is_judged(
                 f" {task['interval'][0]:+.4f} {task['interval'][1]:+.4f}"
             )
     assert (code == 0) is verdict["passed"]
-    assert found["not_finite"] == 0
     if precision in {"fp32", "fp16"}:
         assert verdict["passed"], verdict["reasons"]
     else:
