@@ -87,15 +87,15 @@ def test_what_verify_may_be_is_said(toy_artifact: Path, verify: Any) -> None:
         load_encoder(toy_artifact, verify=verify)
 
 
-@pytest.mark.parametrize("device", [0, torch.device("cpu")])
-def test_a_device_that_is_no_string_is_refused_and_not_passed_over(
+@pytest.mark.parametrize("device", [0, torch.device("cpu"), "", "cpu,", "cuda:0, ,cuda:1"])
+def test_a_device_without_a_name_is_refused_and_not_passed_over(
     toy_artifact: Path, device: Any
 ) -> None:
-    with pytest.raises(InputError, match="expected a string"):
+    with pytest.raises(InputError, match="expected a name, or several with commas"):
         load_encoder(toy_artifact, device=device)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 2.5, "4", True])
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "4", True, 1025, 10**11])
 def test_threads_that_are_no_number_of_them_are_refused(threads: Any) -> None:
     with pytest.raises(InputError, match=f"threads is {threads!r}"):
         RuntimeOptions(threads=threads)
@@ -106,6 +106,7 @@ def test_threads_that_are_no_number_of_them_are_refused(threads: Any) -> None:
     [
         {"dtype": "int8"},
         {"max_batch_tokens": 0},
+        {"memory_limit_bytes": "8GB"},
         {"max_batch_tokens": "5"},
         {"providers": "CPUExecutionProvider"},
     ],
