@@ -271,9 +271,10 @@ class Encoder:
             return {"prompt": prompt}
         if prompt_name is None:
             return {}
-        if prompt_name not in self.spec.prompts:
+        names = sorted(self.spec.prompts)
+        if prompt_name not in names:
             raise InputError(
-                f"prompt_name is {prompt_name!r}, expected one of {sorted(self.spec.prompts)}",
+                f"prompt_name is {prompt_name!r}, expected one of {names}",
                 "use one of these names, or prompt= for a prefix or instruction= for a task",
             )
         return {"prompt": self.spec.prompts[prompt_name]}
