@@ -7,6 +7,7 @@ to end (`kill`, `timeout`, `docker stop`).
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from nvembed_deploy.errors import (
 
 Command = Callable[[argparse.Namespace], None]
 
-_UNIT = 1024
+_UNIT, _MOST_SECONDS = 1024, 1e9
 
 
 def run(command: Command, args: argparse.Namespace) -> int:
@@ -95,6 +96,18 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return int(text)
+
+
+def number(text: str, *, least: float = 0.0) -> float:
+    """Read an option's number, as argparse calls it: as large as seconds may be, no larger."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= _MOST_SECONDS:
+        problem = f"got {text!r}, expected a number from {least:g} to {_MOST_SECONDS:g}"
+        raise argparse.ArgumentTypeError(problem)
+    return value
 
 
 def check_out(option: str, path: Path | None) -> None:
