@@ -215,7 +215,7 @@ class Encoder:
 
     def similarity_pairwise(self, left: ArrayLike, right: ArrayLike) -> NDArray[np.float32]:
         """Return the cosine of each row with its counterpart, float32 [N], of two [N, D]."""
-        cosine_N: NDArray[np.float32] = np.sum(unit_rows(left) * unit_rows(right), axis=1)
+        cosine_N: NDArray[np.float32] = np.sum(unit_rows(left) * unit_rows(right), axis=-1)
         return cosine_N
 
     def close(self) -> None:
