@@ -22,7 +22,7 @@ class Embeddings(BaseHTTPRequestHandler):
         """Answer with embeddings in the order of the texts."""
         try:
             size = int(self.headers["Content-Length"] or -1)
-            if not 0 <= size <= 64 << 20:
+            if not 0 <= size <= 8 << 20:
                 raise InputError("Content-Length is missing or too large", "send fewer texts")
             body = json.loads(self.rfile.read(size))
             if not isinstance(body, dict) or "input" not in body:
