@@ -159,5 +159,9 @@ def human_seconds(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print a result to standard output."""
-    print(text)  # noqa: T201 - this is where printing lives
+    """Print a result to standard output; what its encoding has not, as an escape."""
+    try:
+        print(text)  # noqa: T201 - this is where printing lives
+    except UnicodeEncodeError as error:
+        shown = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+        print(shown)  # noqa: T201

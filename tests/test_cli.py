@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -181,3 +182,10 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> No
         cli.check_out("--out", tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         cli.check_out("--out", tmp_path / "gone" / "rows.jsonl")
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1", write_through=True))
+    cli.say("caf\xe9 \u65e5")
+    assert written.getvalue() == b"caf\xe9 \\u65e5\n"

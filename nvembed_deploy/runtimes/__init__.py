@@ -99,9 +99,10 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
     artifact = open_artifact(path, verify)
     if require_parity:
         _check_parity(artifact)
-    opened: Runtime = _import(RUNTIMES[_choose(runtime, artifact, options)])(artifact, options)
+    open_runtime = _import(RUNTIMES[_choose(runtime, artifact, options)])
     spec = artifact.manifest.spec
     tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
+    opened: Runtime = open_runtime(artifact, options)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
 
 
@@ -134,8 +135,8 @@ def _open_checkpoint(
     _check_package("torch")
     _check_package(runtime)
     checkpoint = open_checkpoint(path)
-    opened: Runtime = _import(_OF_CHECKPOINTS[runtime])(checkpoint, options)
     spec, tokenizer = checkpoint.spec, _tokenizer(checkpoint)
+    opened: Runtime = _import(_OF_CHECKPOINTS[runtime])(checkpoint, options)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
 
 

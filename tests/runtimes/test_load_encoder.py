@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,13 @@ def test_the_device_argument_beats_the_options(toy_artifact: Path) -> None:
     options = RuntimeOptions(device="nonsense")
     with load_encoder(toy_artifact, "onnx", device="cpu", options=options) as encoder:
         assert encoder.runtime.device == "cpu"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 are Linux's")
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_folder_that_is_not_utf8_is_told_before_the_model_is_read(
+    toy_artifact: Path, runtime: str
+) -> None:
+    folder = toy_artifact.rename(toy_artifact.with_name("a\udcff"))
+    with pytest.raises(ArtifactError, match=r"udcff/tokenizer.json' is no UTF-8 path"):
+        load_encoder(folder, runtime, device="cpu")
