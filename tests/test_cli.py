@@ -163,7 +163,7 @@ def test_a_number_that_counts_things_is_at_least_1(text: str) -> None:
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "0.0009", "1e300", "x", ""])
 def test_a_number_is_finite_and_in_its_bounds(text: str) -> None:
     assert cli.number("0.5") == 0.5
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a number from 0.001 to 1e"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected a number from 0\.001 to 1e"):
         cli.number(text, least=0.001)
 
 
