@@ -91,11 +91,10 @@ def add_traceback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--traceback", action="store_true", help="show Python tracebacks")
 
 
-def positive(text: str, *, least: int = 1) -> int:
-    """Read an option's whole number, as argparse calls it."""
-    if not text.isdecimal() or int(text) < least:
-        problem = f"got {text!r}, expected a whole number of at least {least}"
-        raise argparse.ArgumentTypeError(problem)
+def positive(text: str) -> int:
+    """Read an option's number, as argparse calls it."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return int(text)
 
 

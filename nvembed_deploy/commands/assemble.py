@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -35,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PREFIX",
         help="a named literal prefix for encode(prompt_name=...); \\n is a line break",
     )
-    seed = partial(cli.positive, least=0)
-    parser.add_argument("--seed", type=seed, default=0, help="of a fresh pooler (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of a fresh pooler (%(default)s)")
     parser.add_argument("--copy-base", action="store_true", help="copy the base into the folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
     cli.add_traceback(parser)

@@ -192,7 +192,7 @@ def _place(base: Path, stage: Path, out: Path, copy: bool) -> str:
     if not copy:
         return os.path.relpath(base.resolve(), out.resolve())
     if base.is_dir():
-        shutil.copytree(base, stage / "base", ignore_dangling_symlinks=True)
+        shutil.copytree(base, stage / "base")
         return "base"
     shutil.copyfile(base, stage / base.name)
     return base.name

@@ -175,12 +175,6 @@ def test_sizes_count_things(tiny_base: Path, tmp_path: Path, capsys, value: str)
     assert f"argument --latents: got '{value}', expected a whole number" in capsys.readouterr().err
 
 
-def test_a_seed_is_0_or_more(tiny_base: Path, tmp_path: Path, capsys) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["assemble", str(tiny_base), str(tmp_path / "out"), "--seed", "-1"])
-    assert "expected a whole number of at least 0" in capsys.readouterr().err
-
-
 def test_no_heavy_package_is_needed(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
