@@ -98,18 +98,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def number(text: str, *, least: float = 0.0) -> float:
-    """Read an option's number, as argparse calls it: as large as seconds may be, no larger."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not least <= value <= _MOST_SECONDS:
-        problem = f"got {text!r}, expected a number from {least:g} to {_MOST_SECONDS:g}"
-        raise argparse.ArgumentTypeError(problem)
-    return value
-
-
 def check_out(option: str, path: Path | None) -> None:
     """Refuse, before anything is computed, what could not be written in the end.
 
@@ -136,6 +124,18 @@ def prompts(pairs: Iterable[str]) -> dict[str, str]:
             )
         found[name] = prefix.replace("\\n", "\n")
     return found
+
+
+def number(text: str, *, least: float = 0.0) -> float:
+    """Read an option's number, as argparse calls it: as large as seconds may be, no larger."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= _MOST_SECONDS:
+        problem = f"got {text!r}, expected a number from {least:g} to {_MOST_SECONDS:g}"
+        raise argparse.ArgumentTypeError(problem)
+    return value
 
 
 def human_bytes(count: float) -> str:
