@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from nvembed_deploy import load_encoder
-from nvembed_deploy.errors import NVEmbedError
+from nvembed_deploy.errors import InputError, NVEmbedError
 
 encoder = load_encoder(sys.argv[1])  # one for all threads
 
 
 class Embeddings(BaseHTTPRequestHandler):
-    """Takes `input`, a text or a list of them, and an `instruction` of NV-Embed's for queries."""
+    """Takes OpenAI's `input`, `dimensions` and `encoding_format`, and NV-Embed's `instruction`."""
 
     def do_POST(self) -> None:
         """Answer with embeddings in the order of the texts."""
         try:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            size = int(self.headers["Content-Length"] or -1)
+            if not 0 <= size <= 8 << 20:
+                raise InputError("Content-Length is missing or too large", "send fewer texts")
+            body = json.loads(self.rfile.read(size))
+            if not isinstance(body, dict) or "input" not in body:
+                raise InputError("the body has no `input`", 'send {"input": ["a text"]}')
             texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-            rows = encoder.encode(texts, instruction=body.get("instruction")).tolist()
+            task, width = body.get("instruction"), body.get("dimensions")
+            rows = encoder.encode(texts, instruction=task, truncate_dim=width).astype("<f4")
+            is_packed = body.get("encoding_format") == "base64"  # OpenAI's clients ask for it
+            rows = [base64.b64encode(r).decode() if is_packed else r.tolist() for r in rows]
             data = [{"object": "embedding", "index": i, "embedding": r} for i, r in enumerate(rows)]
             self._answer(200, {"object": "list", "model": encoder.spec.name, "data": data})
-        except (KeyError, TypeError, ValueError, RecursionError, NVEmbedError) as error:
+        except (ValueError, RecursionError, NVEmbedError) as error:
             self._answer(400, {"error": {"message": str(error)}})
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
@@ -35,6 +45,6 @@ class Embeddings(BaseHTTPRequestHandler):
 
 
 port = int((*sys.argv, "8080")[2])
-with ThreadingHTTPServer(("127.0.0.1", port), Embeddings) as s:
+with ThreadingHTTPServer(("127.0.0.1", port), Embeddings) as s, suppress(KeyboardInterrupt):
     print(f"http://127.0.0.1:{s.server_port}/v1/embeddings", flush=True)  # noqa: T201
     s.serve_forever()

@@ -7,6 +7,7 @@ to end (`kill`, `timeout`, `docker stop`).
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from nvembed_deploy.errors import (
 
 Command = Callable[[argparse.Namespace], None]
 
-_UNIT = 1024
+_UNIT, _MOST_SECONDS = 1024, 1e9
 
 
 def run(command: Command, args: argparse.Namespace) -> int:
@@ -132,6 +133,18 @@ def prompts(pairs: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def number(text: str, *, least: float = 0.0) -> float:
+    """Read an option's number, as argparse calls it: as large as seconds may be, no larger."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= _MOST_SECONDS:
+        problem = f"got {text!r}, expected a number from {least:g} to {_MOST_SECONDS:g}"
+        raise argparse.ArgumentTypeError(problem)
+    return value
+
+
 def human_bytes(count: float) -> str:
     """Return a size as people write it: 812 B, 14.6 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -152,5 +165,9 @@ def human_seconds(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print a result to standard output."""
-    print(text)  # noqa: T201 - this is where printing lives
+    """Print a result to standard output; what its encoding has not, as an escape."""
+    try:
+        print(text)  # noqa: T201 - this is where printing lives
+    except UnicodeEncodeError as error:
+        shown = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+        print(shown)  # noqa: T201

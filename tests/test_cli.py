@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -159,6 +160,13 @@ def test_a_number_that_counts_things_is_at_least_1(text: str) -> None:
         cli.positive(text)
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0.0009", "1e300", "x", ""])
+def test_a_number_is_finite_and_in_its_bounds(text: str) -> None:
+    assert cli.number("0.5") == 0.5
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected a number from 0\.001 to 1e"):
+        cli.number(text, least=0.001)
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0.4, "0 s"), (95, "95 s"), (131, "2 min"), (6000, "100 min"), (9456, "2 h 38 min")],
@@ -174,3 +182,10 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> No
         cli.check_out("--out", tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         cli.check_out("--out", tmp_path / "gone" / "rows.jsonl")
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1", write_through=True))
+    cli.say("caf\xe9 \u65e5")
+    assert written.getvalue() == b"caf\xe9 \\u65e5\n"

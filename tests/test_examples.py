@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -66,14 +68,30 @@ def test_serve_answers_as_openai_does(tiny_artifact: Path) -> None:
             url = server.stdout.readline().strip()
             rows = [post(url, {"input": texts})["data"] for texts in ("a", ["a", "b"])]
             query = post(url, {"input": "a", "instruction": "find"})["data"][0]["embedding"]
-            for wrong in ({"texts": []}, {"input": [7]}, {"input": "a", "instruction": 7}):
-                assert "message" in post(url, wrong)["error"]
+            short = post(url, {"input": "a", "dimensions": 8})["data"][0]["embedding"]
+            packed = post(url, {"input": "a", "encoding_format": "base64"})["data"][0]["embedding"]
+            for wrong, why in (
+                ({"texts": []}, "no `input`"),
+                (["a"], "no `input`"),
+                ({"input": [7]}, r"inputs[0] is a int"),
+                ({"input": "a", "instruction": 7}, "instruction is a int"),
+                ({"input": "a", "dimensions": 65}, "truncate_dim is 65"),
+            ):
+                assert why in post(url, wrong)["error"]["message"]
+            for size in ("-1", "99999999999"):
+                refused = post(url, {"input": "a"}, {"Content-Length": size})
+                assert "Content-Length" in refused["error"]["message"]
+            server.send_signal(signal.SIGINT)
+            assert server.wait(20) == 0
         finally:
             server.kill()
     assert [row["index"] for row in rows[1]] == [0, 1]
     assert rows[0][0] == rows[1][0]
     with load_encoder(tiny_artifact) as encoder:
         expected = encoder.encode("a", instruction="find")
+        assert np.allclose(short, encoder.encode("a", truncate_dim=8), atol=1e-6)
+        row = np.frombuffer(base64.b64decode(packed), "<f4")
+        assert np.allclose(row, encoder.encode("a"), atol=1e-6)
     assert np.allclose(query, expected, atol=1e-6)
     assert not np.allclose(query, rows[0][0]["embedding"], atol=1e-3)
 
@@ -93,9 +111,10 @@ def test_bulk_embeds_a_corpus_on_ray(tiny_artifact: Path, tmp_path: Path) -> Non
         np.testing.assert_allclose(rows["embedding"], encoder.encode(texts), atol=1e-6)
 
 
-def post(url: str, body: dict[str, Any]) -> Any:
+def post(url: str, body: object, headers: dict[str, str] | None = None) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers or {})
     try:
-        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         assert error.code == 400
@@ -104,6 +123,6 @@ def post(url: str, body: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_short_tested_and_listed(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 50
     assert f'"{path.name}"' in Path(__file__).read_text(encoding="utf-8")
     assert f"({path.name})" in (ROOT / "examples/README.md").read_text(encoding="utf-8")

@@ -143,7 +143,10 @@ def _records(args: argparse.Namespace) -> Iterator[Record]:
 
 def _lines(path: Path | None) -> Iterator[bytes]:
     if path is not None and not path.is_file():
-        raise InputError(f"--input {path} is not a file", "give a text or JSONL file")
+        fix = "give a text or JSONL file; what comes by a pipe goes to standard input"
+        raise InputError(f"--input {path} is not a file", fix)
+    if path is None and sys.stdin is None:  # closed by who started this
+        return
     with nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as file:
         yield from file
 
@@ -192,7 +195,8 @@ def _write(out: Path | None, records: Iterator[Record], windows: Windows) -> Non
 def _say(records: Iterator[Record], windows: Windows) -> int:
     from nvembed_deploy.commands.embedding_file import json_lines
 
-    to_ascii, num_rows = (sys.stdout.encoding or "").lower() not in {"utf-8", "utf8"}, 0
+    encoding, num_rows = getattr(sys.stdout, "encoding", None) or "", 0  # stdout may be closed
+    to_ascii = encoding.lower() not in {"utf-8", "utf8"}
     for window_ND in windows:
         num_rows += len(window_ND)
         for line in json_lines(records, window_ND, to_ascii=to_ascii):

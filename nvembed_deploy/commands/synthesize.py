@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from nvembed_deploy import cli
@@ -18,6 +19,8 @@ _EXAMPLES = """examples:
   nvembed-deploy synthesize https://api.example.com/v1 --model large --tasks 60000 \\
       --out made.jsonl --concurrency 64 --api-key-env EXAMPLE_KEY
 """
+_LEAST_SECONDS = 0.001
+"""Of a reply; a socket takes 0 for not waiting."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", type=cli.positive, default=8, help="requests at a time (%(default)s)"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument("--temperature", type=cli.number, default=1.0, help="(%(default)s)")
     parser.add_argument(
         "--max-tokens", type=cli.positive, default=2048, help="of a reply (%(default)s)"
     )
-    parser.add_argument("--timeout", type=float, default=300, help="seconds a reply (%(default)s)")
+    parser.add_argument(
+        "--timeout",
+        type=partial(cli.number, least=_LEAST_SECONDS),
+        default=300,
+        help="seconds a reply (%(default)s)",
+    )
     parser.add_argument("--tries", type=cli.positive, default=6, help="a request (%(default)s)")
     parser.add_argument(
         "--api-key-env",

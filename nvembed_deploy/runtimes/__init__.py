@@ -19,7 +19,7 @@ from nvembed_deploy.artifact import Artifact, Verify, is_artifact, open_artifact
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
 from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
 from nvembed_deploy.runtimes.batching import BatchLimits
-from nvembed_deploy.runtimes.cpu_quota import quota_threads
+from nvembed_deploy.runtimes.cpu_quota import allowed_threads
 from nvembed_deploy.runtimes.encoder import Encoder
 from nvembed_deploy.runtimes.parallel_runtime import ParallelRuntime
 from nvembed_deploy.runtimes.protocol import Runtime, RuntimeOptions
@@ -88,7 +88,7 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
     options = options or RuntimeOptions()
     options = options if device is None else replace(options, device=device)
     if options.threads is None:
-        options = replace(options, threads=quota_threads())
+        options = replace(options, threads=allowed_threads())
     devices = (options.device or "").split(",")
     if len(devices) > 1:
         again = partial(load_encoder, path, runtime, verify=verify, require_parity=require_parity)
@@ -99,9 +99,10 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
     artifact = open_artifact(path, verify)
     if require_parity:
         _check_parity(artifact)
-    opened: Runtime = _import(RUNTIMES[_choose(runtime, artifact, options)])(artifact, options)
+    open_runtime = _import(RUNTIMES[_choose(runtime, artifact, options)])
     spec = artifact.manifest.spec
     tokenizer = Tokenizer.load(artifact.tokenizer, spec.text, spec.backbone.vocab_size)
+    opened: Runtime = open_runtime(artifact, options)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
 
 
@@ -134,8 +135,8 @@ def _open_checkpoint(
     _check_package("torch")
     _check_package(runtime)
     checkpoint = open_checkpoint(path)
-    opened: Runtime = _import(_OF_CHECKPOINTS[runtime])(checkpoint, options)
     spec, tokenizer = checkpoint.spec, _tokenizer(checkpoint)
+    opened: Runtime = _import(_OF_CHECKPOINTS[runtime])(checkpoint, options)
     return Encoder(opened, tokenizer, spec=spec, limits=_limits(opened, options))
 
 

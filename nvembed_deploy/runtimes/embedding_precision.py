@@ -49,17 +49,18 @@ def quantize_embeddings(
     Source: sentence-transformers 6.2, util/quantization.py.
 
     Args:
-        embeddings_ND: float embeddings, [N, D].
+        embeddings_ND: float embeddings, [N, D], or one, [D].
         precision: one of `PRECISIONS`.
         ranges: lowest and highest value of each dimension, [2, D]. One index needs one set of
             ranges for everything in it; without it the embeddings' own are used.
 
     Returns:
-        float32, int8 or uint8 [N, D]; int8 or uint8 [N, ceil(D / 8)] for the binary ones.
+        float32, int8 or uint8 [N, D]; int8 or uint8 [N, ceil(D / 8)] for the binary ones. Without
+        N for one embedding.
 
     Raises:
-        InputError: unknown precision, embeddings that are codes already, ranges of another
-            shape, or no ranges for a single row.
+        InputError: unknown precision, embeddings that are codes already or of another rank, ranges
+            of another shape or order or that are not finite, or none for a single row.
     """
     check_precision(precision)
     embeddings_ND = np.asarray(embeddings_ND)
@@ -67,6 +68,11 @@ def quantize_embeddings(
         raise InputError(
             f"the embeddings are {embeddings_ND.dtype}, expected floats",
             "quantise the float32 embeddings, once",
+        )
+    if embeddings_ND.ndim not in {1, 2}:
+        raise InputError(
+            f"the embeddings have shape {embeddings_ND.shape}, expected [N, D] or [D]",
+            "give what encode returns",
         )
     if precision == "float32":
         return embeddings_ND.astype(np.float32, copy=False)
@@ -80,7 +86,7 @@ def quantize_embeddings(
 def _bucket_codes(
     embeddings_ND: NDArray[np.floating[Any]], ranges: NDArray[np.floating[Any]] | None
 ) -> NDArray[np.uint8]:
-    if len(embeddings_ND) == 0:
+    if embeddings_ND.size == 0:
         return np.zeros(embeddings_ND.shape, dtype=np.uint8)
     low_D, high_D = _ranges(embeddings_ND, ranges)
     step_D = (high_D - low_D) / 255
@@ -93,7 +99,7 @@ def _bucket_codes(
 def _ranges(
     embeddings_ND: NDArray[np.floating[Any]], ranges: NDArray[np.floating[Any]] | None
 ) -> NDArray[np.float32]:
-    num_rows, width = embeddings_ND.shape
+    num_rows, width = np.atleast_2d(embeddings_ND).shape
     if ranges is None:
         if num_rows == 1:
             raise InputError(
@@ -113,5 +119,12 @@ def _ranges(
         raise InputError(
             f"ranges has shape {ranges.shape}, expected (2, {width})",
             "stack the lowest and the highest value of each dimension",
+        )
+    wrong_D = np.flatnonzero(~(ranges[0] <= ranges[1]) | ~np.isfinite(ranges).all(axis=0))
+    if len(wrong_D):
+        low, high = ranges[:, wrong_D[0]]
+        raise InputError(
+            f"the range of dimension {wrong_D[0]} is from {low} to {high} ({len(wrong_D)} such)",
+            "give the lowest value first, and the highest, of embeddings that are finite",
         )
     return ranges

@@ -215,7 +215,7 @@ class Encoder:
 
     def similarity_pairwise(self, left: ArrayLike, right: ArrayLike) -> NDArray[np.float32]:
         """Return the cosine of each row with its counterpart, float32 [N], of two [N, D]."""
-        cosine_N: NDArray[np.float32] = np.sum(unit_rows(left) * unit_rows(right), axis=1)
+        cosine_N: NDArray[np.float32] = np.sum(unit_rows(left) * unit_rows(right), axis=-1)
         return cosine_N
 
     def close(self) -> None:
@@ -271,9 +271,10 @@ class Encoder:
             return {"prompt": prompt}
         if prompt_name is None:
             return {}
-        if prompt_name not in self.spec.prompts:
+        names = sorted(self.spec.prompts)
+        if prompt_name not in names:
             raise InputError(
-                f"prompt_name is {prompt_name!r}, expected one of {sorted(self.spec.prompts)}",
+                f"prompt_name is {prompt_name!r}, expected one of {names}",
                 "use one of these names, or prompt= for a prefix or instruction= for a task",
             )
         return {"prompt": self.spec.prompts[prompt_name]}

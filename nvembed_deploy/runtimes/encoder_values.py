@@ -47,7 +47,7 @@ def unit_rows(embeddings: ArrayLike) -> NDArray[np.float32]:
     if hasattr(embeddings, "detach"):
         embeddings = embeddings.detach().float().cpu().numpy()
     rows_ND = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
-    norm_N1 = np.linalg.norm(rows_ND, axis=1, keepdims=True)
+    norm_N1 = np.linalg.norm(rows_ND, axis=-1, keepdims=True)
     unit_ND: NDArray[np.float32] = rows_ND / np.maximum(norm_N1, np.finfo(np.float32).tiny)
     return unit_ND
 

@@ -7,6 +7,7 @@ as CUDA graphs, batches are filled up to them, and replayed. Longer batches run 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nvembed_deploy.errors import InputError
 from nvembed_deploy.model.packed.attention import reads_cuts
 from nvembed_deploy.model.packed.batch import PackedBatch, widen
 from nvembed_deploy.model.packed.loader import Loader
@@ -87,7 +89,7 @@ class PackedRuntime:
         self._device = model.device
         self._recordings: ReplayCache[Recording] = ReplayCache(graphs)
         self._record = record or CudaGraphs(model.device).record
-        self._lock = threading.Lock()
+        self._lock, self._process = threading.Lock(), os.getpid()
         self.max_tokens = model.spec.backbone.max_positions
 
     @classmethod
@@ -106,7 +108,18 @@ class PackedRuntime:
 
     @torch.inference_mode()
     def embed(self, batch: Batch) -> NDArray[np.float32]:
-        """Return L2-normalised embeddings [B, D], float32, of a right-padded batch."""
+        """Return L2-normalised embeddings [B, D], float32, of a right-padded batch.
+
+        Raises:
+            InputError: the runtime is closed, or this process was forked from the one that loaded
+                it: torch's threads and CUDA are not in it, and it would wait for them forever.
+        """
+        needs_more = self._device.type != "cpu" or torch.get_num_threads() > 1
+        if needs_more and os.getpid() != self._process:
+            raise InputError(
+                f"the encoder was opened in process {self._process}, of which this is a fork",
+                "open it in the process that uses it; or take 'spawn', or on a processor threads=1",
+            )
         with self._lock:
             if self._model is None:
                 raise closed()

@@ -20,6 +20,8 @@ from nvembed_deploy.text import Batch
 INPUTS = ("input_ids", "attention_mask", "pool_mask")
 OUTPUT = "sentence_embedding"
 """Names of a graph's and an engine's tensors (docs/artifact.md)."""
+_MOST_THREADS = 1024
+"""ONNX Runtime makes as many as it is told; of 100,000 no signal ends the process."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class RuntimeOptions:
             batches; for ONNX Runtime also "tensorrt" and "tensorrt-rtx", its
             providers of these names. A device asked for by name is never replaced by another.
         threads: processor threads of one forward pass. None: as many as a container's quota feeds,
-            or what the library takes where there is none.
+            or as the processors have cores that the process is bound to, or what the library takes
+            where it is bound to none.
         use_arena: let ONNX Runtime pool its memory on the processor.
         shrink_arena: give the pool back after each batch. For a GPU shared with others; on a
             processor it costs memory (pieces that cannot be joined: 169 MB where the pool alone
@@ -70,16 +73,16 @@ class RuntimeOptions:
         """Refuse what would be taken for something else.
 
         Raises:
-            InputError: the device or a provider is no string, a number is none, or there is no
-                such number format.
+            InputError: a device or a provider has no name, a number is none, or there is no such
+                number format.
         """
-        if self.device is not None and not isinstance(self.device, str):
+        if self.device is not None and not _is_device(self.device):
             raise InputError(
-                f"device is {self.device!r}, expected a string",
+                f"device is {self.device!r}, expected a name, or several with commas between",
                 "write 'cpu', 'cuda' or 'cuda:1'; str(device) of a torch.device",
             )
         if self.threads is not None:
-            whole("threads", self.threads, "leave it out for all there are")
+            whole("threads", self.threads, "leave it out for all there are", most=_MOST_THREADS)
         if self.max_batch_tokens is not None:
             whole("max_batch_tokens", self.max_batch_tokens, "leave it out for the device's own")
         if self.dtype is not None and self.dtype not in list(Precision):
@@ -90,7 +93,13 @@ class RuntimeOptions:
                 f"providers is {self.providers!r}, expected a tuple of names",
                 f"write ({self.providers!r},)",
             )
+        if self.memory_limit_bytes is not None:
+            whole("memory_limit_bytes", self.memory_limit_bytes, "leave it out for no limit")
         whole("cuda_graphs", self.cuda_graphs, "write 0 for none", least=0)
+
+
+def _is_device(device: object) -> bool:
+    return isinstance(device, str) and all(name.strip() for name in device.split(","))
 
 
 def closed() -> InputError:

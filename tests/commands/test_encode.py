@@ -222,6 +222,17 @@ def test_a_reader_that_goes_away_is_no_error(tiny_artifact: Path) -> None:
     assert (child.returncode, err) == (0, b"")
 
 
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 2), (">&-", 0)])
+def test_a_closed_standard_stream_is_no_traceback(
+    tiny_artifact: Path, closed: str, code: int
+) -> None:
+    command = f'echo a | "{sys.executable}" -m nvembed_deploy encode "{tiny_artifact}" {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert ("standard input holds no text" in done.stderr) == (code == 2)
+    assert "Traceback" not in done.stderr
+
+
 def test_json_survives_a_terminal_that_is_not_utf8(tiny_artifact: Path) -> None:
     command = [sys.executable, "-m", "nvembed_deploy", "encode", str(tiny_artifact)]
     done = subprocess.run(

@@ -104,6 +104,15 @@ def test_wrong_input_is_two_lines(
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--timeout", "nan"], ["--timeout=0"], ["--temperature", "nan"]])
+def test_a_time_or_temperature_that_is_none_is_refused_before_anything_is_asked(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["synthesize", "http://localhost:1/v1", "--model", "m", "--out", "o.jsonl", *words])
+    assert "expected a number from" in capsys.readouterr().err
+
+
 def test_one_example_is_not_called_several(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

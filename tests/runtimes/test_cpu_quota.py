@@ -1,7 +1,8 @@
-"""Threads in a container: as many as its quota feeds."""
+"""Threads: as many as a container's quota feeds, and the process's processors have cores."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,12 @@ import pytest
 
 from nvembed_deploy import load_encoder
 from nvembed_deploy.runtimes import RuntimeOptions, cpu_quota
-from nvembed_deploy.runtimes.cpu_quota import quota_threads
+from nvembed_deploy.runtimes.cpu_quota import allowed_threads
 
 
 @pytest.fixture(autouse=True)
 def sixty_four_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_quota, "_num_processors", lambda: 64)
+    monkeypatch.setattr(cpu_quota, "_processors", lambda: (set(range(64)), 64))
 
 
 def machine(folder: Path, own_groups: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -50,11 +51,46 @@ V1_FILES = {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000
 def test_the_smallest_quota_around_the_process_counts(
     tmp_path: Path, own_groups: str, files: dict[str, str], threads: int | None
 ) -> None:
-    assert quota_threads(*machine(tmp_path, own_groups, files)) == threads
+    assert allowed_threads(*machine(tmp_path, own_groups, files)) == threads
+
+
+@pytest.mark.parametrize(
+    ("processors", "quota", "threads"),
+    [({0}, None, 1), ({0, 1}, None, 1), ({1, 2, 5}, None, 3), ({0, 1, 2, 3, 4}, "2", 2)],
+)
+def test_a_process_bound_to_some_processors_has_their_cores(
+    processors: set[int],
+    quota: str | None,
+    threads: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(4):  # nothing is said of the others
+        topology = tmp_path / f"cpu{number}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text("0-1" if number < 2 else "2-3")
+    monkeypatch.setattr(cpu_quota, "_processors", lambda: (processors, 64))
+    monkeypatch.setattr(cpu_quota, "_PROCESSORS", tmp_path)
+    files = {"cpu.max": f"{quota}00000 100000\n"} if quota else {}
+    assert allowed_threads(*machine(tmp_path, "0::/\n", files)) == threads
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes")
+def test_an_encoder_stays_on_the_processors_of_its_process(tiny_artifact: Path) -> None:
+    code = f"""
+import os
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+from nvembed_deploy import load_encoder
+encoder = load_encoder({str(tiny_artifact)!r}, "onnx", device="cpu")
+for task in os.listdir("/proc/self/task"):
+    assert len(os.sched_getaffinity(int(task))) == 1
+    assert os.sched_getaffinity(int(task)) == os.sched_getaffinity(0), "a thread has moved away"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
-    assert quota_threads(tmp_path / "none", tmp_path) is None
+    assert allowed_threads(tmp_path / "none", tmp_path) is None
 
 
 @pytest.mark.parametrize(("options", "threads"), [(None, 3), (RuntimeOptions(threads=5), 5)])
@@ -64,7 +100,7 @@ def test_an_encoder_takes_as_many_threads_as_the_quota_feeds_unless_told(
     tiny_artifact: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("nvembed_deploy.runtimes.quota_threads", lambda: 3)
+    monkeypatch.setattr("nvembed_deploy.runtimes.allowed_threads", lambda: 3)
     with load_encoder(tiny_artifact, "onnx", device="cpu", options=options) as encoder:
         session = encoder.runtime._session.get_session_options()
     assert session.intra_op_num_threads == threads
@@ -72,6 +108,6 @@ def test_an_encoder_takes_as_many_threads_as_the_quota_feeds_unless_told(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_this_machines_own_groups_can_be_read() -> None:
-    code = "from nvembed_deploy.runtimes.cpu_quota import quota_threads as q; print(q())"
+    code = "from nvembed_deploy.runtimes.cpu_quota import allowed_threads as q; print(q())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "None" or int(run.stdout) >= 1

@@ -84,3 +84,25 @@ def test_codes_are_not_quantised_again() -> None:
 def test_an_unknown_precision_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="'int4', expected one of float32, int8"):
         quantize_embeddings(ROWS, "int4")
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
+def test_one_embedding_has_the_codes_of_its_row(precision: str) -> None:
+    ranges = np.array([[-1, -1, -1], [1, 1, 1]], dtype=np.float32)
+    codes = quantize_embeddings(ROWS, precision, ranges=ranges)
+    np.testing.assert_array_equal(quantize_embeddings(ROWS[1], precision, ranges=ranges), codes[1])
+
+
+def test_one_embedding_without_ranges_and_a_cube_are_refused() -> None:
+    with pytest.raises(InputError, match="which one embedding does not have"):
+        quantize_embeddings(ROWS[0], "int8")
+    with pytest.raises(InputError, match=r"shape \(1, 3, 3\), expected \[N, D\] or \[D\]"):
+        quantize_embeddings(ROWS[None], "int8")
+
+
+@pytest.mark.parametrize("ends", [(1.0, -1.0), (np.nan, 1.0), (-np.inf, 1.0)])
+def test_ranges_that_are_none_are_refused_by_their_dimension(ends: tuple[float, float]) -> None:
+    ranges = np.array([[-1, -1, -1], [1, 1, 1]], dtype=np.float32)
+    ranges[:, 2] = ends
+    with pytest.raises(InputError, match="range of dimension 2 is from"):
+        quantize_embeddings(ROWS, "int8", ranges=ranges)

@@ -111,6 +111,8 @@ def test_a_prompt_beats_its_name_with_a_warning(
 def test_an_unknown_prompt_name_lists_the_known_ones(encoder: Encoder) -> None:
     with pytest.raises(InputError, match=r"'quary', expected one of \['passage', 'query'\]"):
         encoder.encode("w1", prompt_name="quary")
+    with pytest.raises(InputError, match=r"\['query'\], expected one of"):
+        encoder.encode(["w1"], prompt_name=["query"])
 
 
 def test_an_instruction_and_a_prompt_together_are_refused(encoder: Encoder) -> None:

@@ -31,6 +31,7 @@ def test_the_element_that_is_no_text_is_named_when_it_is_reached() -> None:
 def test_rows_become_unit_and_zeros_stay() -> None:
     np.testing.assert_allclose(unit_rows([[3, 4], [0, 0]]), [[0.6, 0.8], [0, 0]], rtol=1e-6)
     assert unit_rows([3.0, 4.0]).shape == (1, 2)
+    np.testing.assert_allclose(unit_rows([[[3, 4]], [[0, 2]]]), [[[0.6, 0.8]], [[0, 1]]], rtol=1e-6)
 
 
 def test_a_tensor_holds_the_same_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -87,15 +88,15 @@ def test_what_verify_may_be_is_said(toy_artifact: Path, verify: Any) -> None:
         load_encoder(toy_artifact, verify=verify)
 
 
-@pytest.mark.parametrize("device", [0, torch.device("cpu")])
-def test_a_device_that_is_no_string_is_refused_and_not_passed_over(
+@pytest.mark.parametrize("device", [0, torch.device("cpu"), "", "cpu,", "cuda:0, ,cuda:1"])
+def test_a_device_without_a_name_is_refused_and_not_passed_over(
     toy_artifact: Path, device: Any
 ) -> None:
-    with pytest.raises(InputError, match="expected a string"):
+    with pytest.raises(InputError, match="expected a name, or several with commas"):
         load_encoder(toy_artifact, device=device)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 2.5, "4", True])
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "4", True, 1025, 10**11])
 def test_threads_that_are_no_number_of_them_are_refused(threads: Any) -> None:
     with pytest.raises(InputError, match=f"threads is {threads!r}"):
         RuntimeOptions(threads=threads)
@@ -106,6 +107,7 @@ def test_threads_that_are_no_number_of_them_are_refused(threads: Any) -> None:
     [
         {"dtype": "int8"},
         {"max_batch_tokens": 0},
+        {"memory_limit_bytes": "8GB"},
         {"max_batch_tokens": "5"},
         {"providers": "CPUExecutionProvider"},
     ],
@@ -144,3 +146,13 @@ def test_the_device_argument_beats_the_options(toy_artifact: Path) -> None:
     options = RuntimeOptions(device="nonsense")
     with load_encoder(toy_artifact, "onnx", device="cpu", options=options) as encoder:
         assert encoder.runtime.device == "cpu"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 are Linux's")
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_folder_that_is_not_utf8_is_told_before_the_model_is_read(
+    toy_artifact: Path, runtime: str
+) -> None:
+    folder = toy_artifact.rename(toy_artifact.with_name("a\udcff"))
+    with pytest.raises(ArtifactError, match=r"udcff/tokenizer.json' is no UTF-8 path"):
+        load_encoder(folder, runtime, device="cpu")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nvembed_deploy import load_encoder
+from nvembed_deploy.errors import InputError
 from nvembed_deploy.model.packed.batch import Segments
 from nvembed_deploy.runtimes.packed_runtime import (
     TEXT_SIZES,
@@ -108,3 +111,17 @@ def test_threads_do_not_get_each_others_rows(model):
         for _ in range(5):
             for got, right in zip(pool.map(runtime.embed, batches), expected, strict=True):
                 np.testing.assert_allclose(got, right, atol=2e-6)
+
+
+def test_a_fork_is_refused_where_it_would_wait_for_threads_that_it_has_not(model, monkeypatch):
+    runtime, before = PackedRuntime(model), torch.get_num_threads()
+    expected, own = runtime.embed(batch(*LENGTHS)), os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: own + 1)
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(InputError, match=f"opened in process {own}, of which this is a fork"):
+            runtime.embed(batch(*LENGTHS))
+        torch.set_num_threads(1)
+        np.testing.assert_allclose(runtime.embed(batch(*LENGTHS)), expected, atol=2e-6)
+    finally:
+        torch.set_num_threads(before)
