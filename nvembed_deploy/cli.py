@@ -116,6 +116,26 @@ def check_out(option: str, path: Path | None) -> None:
         raise InputError(f"{option} {path} {problem}", "name a file in a folder that exists")
 
 
+def check_folder(what: str, path: Path) -> None:
+    """Refuse, before anything is computed, a folder that could not be made or written in the end.
+
+    Raises:
+        InputError: a file lies there, or it may not be written.
+    """
+    found = existing(path)
+    if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{what} {path} cannot be made: {found} is no folder that may be written",
+            "name a folder that may be written",
+        )
+
+
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest of its parents that is there."""
+    path = path.resolve()
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
 def prompts(pairs: Iterable[str]) -> dict[str, str]:
     r"""Read an option's named prefixes, `NAME=PREFIX` each; \n is a line break.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -247,7 +246,7 @@ def _check_space(plan: dict[str, Any], out: Path, cache: str | None) -> None:
         raise ArtifactError(f"{folder} does not exist", "create it, or choose another folder")
     needed, what = plan["bytes"] * 1.05, "the artifact needs"
     if cache is not None:
-        _check_cache(Path(cache))
+        cli.check_folder("cache", Path(cache))
         if _disk_of(Path(cache)) == _disk_of(folder):
             needed, what = 2 * needed, "the artifact and the cache of its blocks need"
     free = shutil.disk_usage(folder).free
@@ -258,25 +257,9 @@ def _check_space(plan: dict[str, Any], out: Path, cache: str | None) -> None:
         )
 
 
-def _check_cache(path: Path) -> None:
-    """Miss the folder now: it is made when ranges were measured, perhaps hours later."""
-    found = _existing(path)
-    if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
-        raise ArtifactError(
-            f"cache {path} cannot be made: {found} is no folder that may be written",
-            "name a folder that may be written",
-        )
-
-
 def _disk_of(path: Path) -> int:
     """Return the number of the disk that a path is on, or will be on."""
-    return _existing(path).stat().st_dev
-
-
-def _existing(path: Path) -> Path:
-    """Return a path, or the nearest of its parents that is there."""
-    path = path.resolve()
-    return next(p for p in (path, *path.parents) if p.exists())
+    return cli.existing(path).stat().st_dev
 
 
 def main(argv: list[str] | None = None) -> int:

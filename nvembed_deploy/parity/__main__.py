@@ -148,9 +148,7 @@ def _check_options(args: argparse.Namespace) -> None:
         if is_broken:
             raise InputError(problem, fix)
     if args.out is not None:
-        from nvembed_deploy.parity.report import check_folder
-
-        check_folder(args.out)
+        cli.check_folder("--out", args.out)
 
 
 def _check_reference(args: argparse.Namespace) -> None:

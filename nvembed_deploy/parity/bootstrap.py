@@ -57,7 +57,6 @@ def paired_interval(candidate: Items, reference: Items, seed: int = 0) -> Interv
 
 def _drawn(generator: np.random.Generator, count: int) -> Values:
     """Return how often each of `count` items is in each of `_BLOCK` resamples of as many."""
-    drawn_RN = np.empty((_BLOCK, count))
-    for drawn_N in drawn_RN:
-        drawn_N[:] = np.bincount(generator.integers(0, count, count), minlength=count)
-    return drawn_RN
+    places_RN = generator.integers(0, count, (_BLOCK, count))
+    counts_RN = [np.bincount(places_N, minlength=count) for places_N in places_RN]
+    return np.array(counts_RN, np.float64)

@@ -126,7 +126,6 @@ def local_task(task: LocalTask) -> AbsTask:
     metadata = mteb.TaskMetadata(
         name=task.name,
         description=task.name,
-        reference=None,
         dataset={"path": f"{_LOCAL}/{task.name}", "revision": _LOCAL},
         type=category,
         category="t2t",
@@ -134,14 +133,6 @@ def local_task(task: LocalTask) -> AbsTask:
         eval_splits=[_SPLIT],
         eval_langs=["eng-Latn"],
         main_score=metric,
-        date=None,
-        domains=None,
-        task_subtypes=None,
-        license=None,
-        annotations_creators=None,
-        dialect=None,
-        sample_creation=None,
-        bibtex_citation=None,
         prompt=task.instruction or None,
     )
 
@@ -175,13 +166,11 @@ def _resampling(num_texts: int) -> dict[str, Any]:
 
 
 def prepare(local: Iterable[LocalTask], names: Iterable[str]) -> list[AbsTask]:
-    """Return local tasks, then mteb's by their names, or those of a benchmark: MTEB(eng, v2).
-
-    What is named twice is one task.
+    """Return local tasks, then mteb's by their names, or a benchmark's: MTEB(eng, v2); each once.
 
     Raises:
-        InputError: mteb knows no such task or benchmark, it is of more than texts, or a local one
-            has its name.
+        InputError: mteb knows no such task or benchmark, it is of more than texts, or another one
+            has its name: a local one, or one of other languages or splits.
     """
     tasks = {task.name: local_task(task) for task in local}
     for task in [task for name in names for task in _tasks_of(name)]:
@@ -191,12 +180,17 @@ def prepare(local: Iterable[LocalTask], names: Iterable[str]) -> list[AbsTask]:
                 f"mteb's {name} is of {', '.join(task.metadata.modalities)}",
                 "name tasks of texts: NV-Embed has no other input",
             )
-        if _is_local(tasks.setdefault(name, task)):
+        if _extent(tasks.setdefault(name, task)) != _extent(task):
             raise InputError(
-                f"{name} is a task of the suite and of mteb",
-                "give the suite's another name: a verdict names tasks by it",
+                f"mteb's {name} is named, and another of the suite or of other languages or splits",
+                "measure them in two runs: a verdict names tasks by it",
             )
     return list(tasks.values())
+
+
+def _extent(task: AbsTask) -> tuple[bool, set[str], set[str]]:
+    """Return whose it is, and what is run: a benchmark may take some of its subsets and splits."""
+    return _is_local(task), set(task.hf_subsets or ()), set(task.eval_splits)
 
 
 def _tasks_of(name: str) -> list[AbsTask]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +12,6 @@ from typing import Any
 
 from nvembed_deploy.artifact import LAYOUT, hash_file, is_artifact, update_parity
 from nvembed_deploy.artifact_lock import sole_writer
-from nvembed_deploy.errors import InputError
 from nvembed_deploy.parity.basis import check_unchanged, manifest_of, reference_facts
 from nvembed_deploy.parity.report_html import render
 from nvembed_deploy.parity.side import Side
@@ -39,18 +37,6 @@ def record(artifact: Path, summary: dict[str, Any], measured: Mapping[str, Any])
         check_unchanged(artifact, measured)
         update_parity(artifact, summary)
     return True
-
-
-def check_folder(out: Path) -> None:
-    """Refuse, before anything is computed, a folder that could not be written in the end.
-
-    Raises:
-        InputError: a file lies there, or it may not be written.
-    """
-    there = next(path for path in (out, *out.resolve().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        problem = "may not be written" if there.is_dir() else "is a file"
-        raise InputError(f"--out {out}: {there} {problem}", "name a folder that can be made")
 
 
 def write_report(

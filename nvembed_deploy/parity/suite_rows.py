@@ -187,7 +187,7 @@ def _qrels(path: Path, tables: Tables) -> Iterator[dict[str, Any]]:
     scores: dict[tuple[str, str], int] = {}
     for number, line in _lines(path):
         query, _, rest = line.partition("\t")
-        document, _, score = rest.partition("\t")
+        document, _, score = rest.rstrip().partition("\t")
         if (query, document) == ("query-id", "corpus-id"):
             continue
         if query not in queries or document not in documents or not _is_relevance(score.strip()):

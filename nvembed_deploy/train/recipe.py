@@ -16,11 +16,8 @@ from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.spec import BackboneSpec, PoolerSpec, Pooling
 from nvembed_deploy.tomlfile import read_toml, read_value
 from nvembed_deploy.train.example import SYMMETRIC, TaskType
-from nvembed_deploy.train.section import Section, validated
+from nvembed_deploy.train.section import Count, Section, Whole, validated
 
-Whole = Annotated[int, Field(ge=0, strict=True)]
-"""Not true or false, which were 1 and 0: `hard_negatives = true` is a mistake."""
-Count = Annotated[Whole, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 _SHAPE = {"pooling", "mask", "num_latents", "num_heads", "head_width", "feed_width"}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nvembed_deploy.errors import RecipeError
+
+Whole = Annotated[int, Field(ge=0, strict=True)]
+"""Not true or false, which were 1 and 0: `hard_negatives = true` is a mistake."""
+Count = Annotated[Whole, Field(ge=1)]
 
 
 class Section(BaseModel):

@@ -197,7 +197,7 @@ def test_a_report_that_could_not_be_written_is_refused_first(
 ) -> None:
     (tmp_path / "report").write_text("of something else")
     assert run(artifact, "--reference", artifact, "--out", tmp_path / lying) == 2
-    assert f"{tmp_path / 'report'} is a file" in capsys.readouterr().err
+    assert f"cannot be made: {tmp_path / 'report'} is no folder" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
 
 

@@ -188,10 +188,16 @@ def test_a_task_that_is_named_twice_is_run_once() -> None:
 
 def test_what_could_not_be_told_apart_or_embedded_is_refused(tmp_path: Path) -> None:
     (read,) = read_suite(write_suite(tmp_path, ("sts",)))
-    with pytest.raises(InputError, match="STS12 is a task of the suite and of mteb"):
+    with pytest.raises(InputError, match="mteb's STS12 is named, and another of the suite"):
         prepare([replace(read, name="STS12")], ["STS12"])
     with pytest.raises(InputError, match="mteb's CIFAR10 is of image"):
         prepare([], ["CIFAR10"])
+
+
+def test_a_task_in_two_extents_is_refused() -> None:
+    """The benchmark takes English alone: one of the two would be left out."""
+    with pytest.raises(InputError, match="mteb's STS17 is named, and another"):
+        prepare([], ["STS17", "MTEB(eng, v2)"])
 
 
 def test_data_that_cannot_be_had_are_named(tiny_assembled: Path, tmp_path: Path) -> None:

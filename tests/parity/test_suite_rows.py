@@ -133,6 +133,10 @@ def test_a_pair_has_one_relevance(tmp_path: Path) -> None:
         read_with(tmp_path / "2", "retrieval", "qrels.tsv", "q1\td1\t2\nq1\td1\t0")
 
 
+def test_blanks_at_the_end_of_a_relevance_do_no_harm(tmp_path: Path) -> None:
+    read_with(tmp_path, "retrieval", "qrels.tsv", "q1\td2\t0 ")
+
+
 def test_rankings_of_other_queries_do_no_harm(tmp_path: Path) -> None:
     other = row(**{"query-id": "of another split", "corpus-ids": ["d1"]})
     read_with(tmp_path, "reranking", "top_ranked.jsonl", other)

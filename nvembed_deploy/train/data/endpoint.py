@@ -61,24 +61,15 @@ class Endpoint:
     closed: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Check the URL and the numbers.
+        """Check the URL.
 
         Raises:
-            InputError: it is none of the web, or holds more than a host and a path; a number makes
-                no sense.
+            InputError: it is none of the web, or holds more than a host and a path.
         """
         if not _is_endpoint(self.url):
             raise InputError(
                 "the endpoint is no http(s) URL of a host and a path alone",
                 "write http://localhost:8000/v1; a key goes into --api-key-env's variable",
-            )
-        if not 0 < self.timeout_seconds <= threading.TIMEOUT_MAX:
-            raise InputError(
-                f"timeout is {self.timeout_seconds:g}, expected seconds above 0", "300 is usual"
-            )
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(
-                f"temperature is {self.temperature:g}, expected 0 or more", "1 is usual"
             )
 
     def answer(self, messages: Sequence[Message]) -> str:

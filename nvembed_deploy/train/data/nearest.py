@@ -39,6 +39,8 @@ def nearest(
 ) -> Iterator[Near]:
     """Yield for each query its best passages by inner product, equal ones in order of number.
 
+    Where not all of some equal ones are among the best, those that are may be any of them.
+
     Args:
         query_ND: float32 rows; may be a memory map.
         passage_MD: float32 rows; may be a memory map.

@@ -10,9 +10,8 @@ from pydantic import Field, model_validator
 
 from nvembed_deploy.tomlfile import read_toml
 from nvembed_deploy.train.data.overlap import THRESHOLD
-from nvembed_deploy.train.section import Section, validated
+from nvembed_deploy.train.section import Count, Section, Whole, validated
 
-Count = Annotated[int, Field(ge=1)]
 Scalar = str | int | float | bool
 
 
@@ -54,7 +53,7 @@ class SourcePlan(Section):
     """Take only rows with these values, such as {split = "train"}."""
     limit: Count | None = None
     """Keep this many examples, drawn at random after near-duplicates are gone."""
-    negatives: Annotated[int, Field(ge=0)] = 7
+    negatives: Whole = 7
     """At most this many negatives an example (the paper's 7)."""
     label_texts: dict[str, str] = Field(default_factory=dict)
     """What each label is called (label-texts); the label itself if left out."""

@@ -113,18 +113,6 @@ def test_an_url_that_is_none_is_refused(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_timeout_that_is_none_is_refused(value: float) -> None:
-    with pytest.raises(InputError, match="timeout is "):
-        Endpoint("http://host/v1", "m", timeout_seconds=value)
-
-
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-def test_a_temperature_that_is_none_is_refused(value: float) -> None:
-    with pytest.raises(InputError, match="temperature is "):
-        Endpoint("http://host/v1", "m", temperature=value)
-
-
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_the_key_goes_nowhere_else(status: int) -> None:
     with serve(Stub()) as other, serve(Stub(until(9, status))) as stub:

@@ -46,6 +46,7 @@ def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
         (GOOD + 'keys = {label = "x"}', r"keys names \['label'\], expected \['sentence1'"),
         (GOOD + 'label_texts = {a = "b"}', "label_texts belongs to label-texts, this is sts"),
         (GOOD + "limit = 0", "source.0.limit is 0"),
+        (GOOD + "negatives = true", "source.0.negatives is True"),
         ("near_duplicate = 2\n" + GOOD, "near_duplicate is 2"),
     ],
 )
