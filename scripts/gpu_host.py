@@ -137,8 +137,8 @@ def run(steps: list[Step], args: argparse.Namespace, head: dict[str, Any]) -> in
         say("interrupted")
         return 128 + signal.SIGINT
     finally:
-        write(args, head, steps, outcomes)
         free(args)
+        write(args, head, steps, outcomes)
         kinds = [outcome.status for outcome in outcomes.values()]
         counts = (f"{kinds.count(kind)} {kind}" for kind in (OK, FAILED, SKIPPED, LEFT_OUT))
         say(f"\nwrote {args.out}: {', '.join(counts)}")
@@ -209,22 +209,25 @@ def execute(step: Step, args: argparse.Namespace) -> Outcome:
     if is_late and time.monotonic() >= args.until:
         return Outcome(step.name, LEFT_OUT, seconds, "stopped: no time left (--minutes)")
     how = "stopped (--step-minutes)" if is_late else f"exit code {code}"
-    end = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    end = " | ".join(lines[-3:])
     for place, name in ((args.work, "WORK"), (ROOT, "REPOSITORY"), (Path.home(), "HOME")):
         end = end.replace(str(place), name)  # the result is published
     return Outcome(step.name, FAILED, seconds, f"{how}: {end}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its group: politely, then less so."""
-    for number, patience in _PATIENCE:
+    """End a process and its group: politely, then less so; a second Ctrl-C ends it at once."""
+    try:
+        for number, patience in _PATIENCE:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+                break
+    finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-            break
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # children that it left
+            os.killpg(process.pid, signal.SIGKILL)  # children that it left
 
 
 def plan(args: argparse.Namespace, machine: Machine) -> Iterator[Step]:
@@ -305,7 +308,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.until = time.monotonic() + 60 * (args.minutes or float("inf"))
     args.out = args.out or ROOT / "benchmarks" / "results" / f"gpu-host-{stamp}.json"
     args.work, args.checkpoint = args.work.resolve(), args.checkpoint and args.checkpoint.resolve()
-    args.folder = args.work / f"run-{stamp}"
+    args.folder = args.work / f"run-{stamp}-{os.getpid()}"
     args.python = args.python and args.python.absolute()  # a venv's is a link: not resolved
     return args
 
@@ -330,7 +333,7 @@ def wrong(args: argparse.Namespace, machine: Machine | None) -> tuple[int, str, 
     if machine is None:
         return 3, "nvidia-smi shows no NVIDIA GPU", "run this on a GPU host; or --dry-run"
     if int(driver.split(".")[0]) < _DRIVER:
-        return 3, f"driver {driver}: CUDA 13 needs {_DRIVER} or newer", "update it"
+        return 3, f"driver {driver}: CUDA 13 needs {_DRIVER} or newer", "update it, or rent another"
     if python is None and not (3, 11) <= here <= (3, 13):
         return 3, f"this is Python {here[0]}.{here[1]}, expected 3.11 to 3.13", "run python3.12"
     if checkpoint is not None and not checkpoint.is_dir():
