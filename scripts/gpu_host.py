@@ -38,8 +38,8 @@ OK, FAILED, SKIPPED, LEFT_OUT = "ok", "failed", "skipped", "left out"
 _DRIVER = 580
 """The first driver for CUDA 13, which TensorRT 11 is built for."""
 _RTX_GPUS = ("75", "80", "86", "89", "120", "121")
-_FP32_MIB = 40_000
-"""What NV-Embed takes in fp32, with its activations."""
+_FP32_MIB, _LAYER_MIB = 5_000, 1_100
+"""What NV-Embed takes in fp32, with its activations, without its layers; and what each of them."""
 _PATIENCE = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, None))
 """How a step is asked to end, and the seconds until it is asked less politely. SIGINT comes first:
 our commands then remove what is half written."""
@@ -60,12 +60,13 @@ class Machine:
         rtx = {"tensorrt-rtx": ("--target", f"sm{self.capability}")}
         return {"tensorrt": ()} | (rtx if self.capability in _RTX_GPUS else {})
 
-    def unfit(self, precision: str) -> str | None:
+    def unfit(self, precision: str, layers: int) -> str | None:
         """Say why it cannot run a precision."""
         if precision == "fp8" and int(self.capability) < 89:  # noqa: PLR2004
             return f"sm{self.capability} cannot compute in FP8, which begins with sm89"
-        if precision == "fp32" and self.memory_mib < _FP32_MIB:
-            return f"fp32 takes {_FP32_MIB} MiB, the GPU has {self.memory_mib}"
+        needed = _FP32_MIB + layers * _LAYER_MIB
+        if precision == "fp32" and self.memory_mib < needed:
+            return f"fp32 takes {needed} MiB, the GPU has {self.memory_mib}"
         return None
 
 
@@ -248,7 +249,8 @@ def plan(args: argparse.Namespace, machine: Machine) -> Iterator[Step]:
         layers = ("--layers", str(args.layers))
         yield Step("checkpoint", (*command, *layers), ready, makes=checkpoint)
         ready = ("checkpoint",)
-    rows, dtype = args.folder / "reference.npy", "bf16" if machine.unfit("fp32") else "fp32"
+    rows = args.folder / "reference.npy"
+    dtype = "bf16" if machine.unfit("fp32", args.layers) else "fp32"
     reference = f"reference-torch-{dtype}"
     speed = (python, "-m", "benchmarks.engine_speed")
     torch = ("--runtime", "torch", "--device", "cuda", "--dtype", dtype, "--repeats", "0")
@@ -261,10 +263,8 @@ def plan(args: argparse.Namespace, machine: Machine) -> Iterator[Step]:
     ours = (python, "-m", "nvembed_deploy")
     probed = "|".join(f"probe-{flavour}" for flavour in machine.targets)
     for precision in dict.fromkeys(args.precision or PRECISIONS):
-        artifact, unfit = (
-            args.folder / f"artifact-{precision}",
-            machine.unfit(precision),
-        )
+        artifact = args.folder / f"artifact-{precision}"
+        unfit = machine.unfit(precision, args.layers)
         words = (str(artifact), "--precision", precision, *exports[precision])
         exported = f"export-{precision}"
         yield Step(exported, (*ours, "export", str(checkpoint), *words), (*ready, probed), unfit)

@@ -212,7 +212,7 @@ def test_a_hopper_gpu_runs_tensorrt_and_an_rtx_gpu_both(host: Any) -> None:
     ("machine", "step", "reason"),
     [
         ({"capability": "80"}, "export-fp8", "sm80 cannot compute in FP8"),
-        ({"memory_mib": 24564}, "export-fp32", "fp32 takes 40000 MiB, the GPU has 24564"),
+        ({"memory_mib": 24564}, "export-fp32", "fp32 takes 40200 MiB, the GPU has 24564"),
     ],
 )
 def test_what_a_machine_cannot_run_is_skipped_with_its_reason(
@@ -221,8 +221,9 @@ def test_what_a_machine_cannot_run_is_skipped_with_its_reason(
     assert plan(host, "x", **machine)[step].unfit.startswith(reason)
 
 
-def test_a_small_gpu_is_compared_with_bf16(host: Any) -> None:
+def test_a_gpu_that_is_small_for_the_model_is_compared_with_bf16(host: Any) -> None:
     assert "reference-torch-bf16" in plan(host, "x", memory_mib=24564)
+    assert "reference-torch-fp32" in plan(host, "--layers", "8", memory_mib=24564)
 
 
 def test_a_gpu_without_memory_of_its_own_has_the_machines(place: Place) -> None:
