@@ -17,6 +17,7 @@ checkpoint, and measures anew; --precision says what.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shlex
@@ -35,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("fp16", "fp8", "int8", "bf16", "int8-weight", "int4-weight", "fp32")
 """The most wanted first: time may end."""
 OK, FAILED, SKIPPED, LEFT_OUT = "ok", "failed", "skipped", "left out"
-_DRIVER = 580
-"""The first driver for CUDA 13, which TensorRT 11 is built for."""
+_DRIVER, _CUDA = 580, 13000
+"""The first driver for CUDA 13, which TensorRT 11 is built for; and that as CUDA counts."""
 _RTX_GPUS = ("75", "80", "86", "89", "120", "121")
 _FP32_MIB, _LAYER_MIB = 5_000, 1_100
 """What NV-Embed takes in fp32, with its activations, without its layers; and what each of them."""
@@ -332,8 +333,9 @@ def wrong(args: argparse.Namespace, machine: Machine | None) -> tuple[int, str, 
     driver = machine.driver if machine else ""
     if machine is None:
         return 3, "nvidia-smi shows no NVIDIA GPU", "run this on a GPU host; or --dry-run"
-    if int(driver.split(".")[0]) < _DRIVER:
-        return 3, f"driver {driver}: CUDA 13 needs {_DRIVER} or newer", "update it, or rent another"
+    if int(driver.split(".")[0]) < _DRIVER and cuda_version() < _CUDA:
+        fix = "update it; data-centre GPUs take NVIDIA's package cuda-compat-13-0 instead"
+        return 3, f"driver {driver}: CUDA 13 needs {_DRIVER} or newer", fix
     if python is None and not (3, 11) <= here <= (3, 13):
         return 3, f"this is Python {here[0]}.{here[1]}, expected 3.11 to 3.13", "run python3.12"
     if checkpoint is not None and not checkpoint.is_dir():
@@ -341,6 +343,14 @@ def wrong(args: argparse.Namespace, machine: Machine | None) -> tuple[int, str, 
     if python is not None and not os.access(python, os.X_OK):
         return 2, f"--python {python} cannot be run", "name the bin/python that has all packages"
     return None
+
+
+def cuda_version() -> int:
+    """Return the CUDA that programs get here; newer than the driver's where cuda-compat is."""
+    version = ctypes.c_int()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
 
 
 def said(*command: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,10 +233,18 @@ def test_a_gpu_without_memory_of_its_own_has_the_machines(place: Place) -> None:
     assert place.result["machine"]["memory_mib"] == mib > 100
 
 
-def test_an_old_driver_is_refused_before_anything_runs(place: Place) -> None:
-    code, told = place.run(*FP16, DRIVER="570.86")
-    assert (code, place.ran) == (3, [])
-    assert "driver 570.86: CUDA 13 needs 580" in told
+@pytest.mark.parametrize("version", [12080, 13000])
+def test_an_old_driver_is_refused_unless_cuda_s_compatibility_package_is_there(
+    place: Place, version: int
+) -> None:
+    """A data-centre GPU then runs programs of a newer CUDA than its driver's."""
+    source = f"int cuDriverGetVersion(int *to) {{ *to = {version}; return 0; }}"
+    command = (shutil.which("cc") or pytest.skip("no compiler"), "-shared", "-fPIC", "-xc", "-")
+    library = place.bin / "libcuda.so.1"
+    subprocess.run([*command, "-o", library], input=source, text=True, check=True)
+    code, told = place.run(*FP16, DRIVER="570.86", LD_LIBRARY_PATH=str(place.bin))
+    assert (code, bool(place.ran)) == ((0, True) if version == 13000 else (3, False))
+    assert ("driver 570.86: CUDA 13 needs 580" in told) == (version != 13000)
 
 
 def test_without_a_gpu_the_run_is_refused() -> None:
