@@ -23,8 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     partial = args.out.with_name(f".{args.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    write_random_checkpoint(partial, of_layers(ModelSpec(), args.layers))
-    partial.rename(args.out)
+    try:
+        write_random_checkpoint(partial, of_layers(ModelSpec(), args.layers))
+        partial.rename(args.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # of a full disk, it is what fills it
     return 0
 
 

@@ -201,7 +201,7 @@ def open_base(base: Path) -> tuple[ModelSpec, Mapping[str, Tensor], Path]:
             "name a Mistral/Llama-family folder (config.json, safetensors) or a GGUF file: one "
             "whose name ends otherwise (T.GGUF, Ollama's blobs) by a link that ends in .gguf",
         )
-    if (base / DESCRIPTION).exists():
+    if (base / DESCRIPTION).exists() and not (base / "config.json").exists():
         raise CheckpointError(
             f"base {base} is a checkpoint itself, expected a plain decoder",
             f"export it as it is, or name the base that its {DESCRIPTION} names",

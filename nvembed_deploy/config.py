@@ -73,8 +73,9 @@ def _name_of(folder: Path) -> str:
 
     A folder there is named by its revision: models--OWNER--NAME/snapshots/REVISION.
     """
-    kept = folder.parents[1].name if folder.parent.name == "snapshots" else ""
-    return kept.rpartition("--")[2] or folder.name
+    kept = folder.parent.parent.name
+    is_kept = folder.parent.name == "snapshots" and kept.startswith("models--")
+    return kept.rpartition("--")[2] if is_kept else folder.name
 
 
 def _refuse_flags(config: dict[str, Any], path: Path) -> None:

@@ -17,6 +17,7 @@ checkpoint, and measures anew; --precision says what.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shlex
@@ -35,11 +36,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("fp16", "fp8", "int8", "bf16", "int8-weight", "int4-weight", "fp32")
 """The most wanted first: time may end."""
 OK, FAILED, SKIPPED, LEFT_OUT = "ok", "failed", "skipped", "left out"
-_DRIVER = 580
-"""The first driver for CUDA 13, which TensorRT 11 is built for."""
+_DRIVER, _CUDA = 580, 13000
+"""The first driver for CUDA 13, which TensorRT 11 is built for; and that as CUDA counts."""
 _RTX_GPUS = ("75", "80", "86", "89", "120", "121")
-_FP32_MIB = 40_000
-"""What NV-Embed takes in fp32, with its activations."""
+_FP32_MIB, _LAYER_MIB = 5_000, 1_100
+"""What NV-Embed takes in fp32, with its activations, without its layers; and what each of them."""
 _PATIENCE = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, None))
 """How a step is asked to end, and the seconds until it is asked less politely. SIGINT comes first:
 our commands then remove what is half written."""
@@ -60,12 +61,13 @@ class Machine:
         rtx = {"tensorrt-rtx": ("--target", f"sm{self.capability}")}
         return {"tensorrt": ()} | (rtx if self.capability in _RTX_GPUS else {})
 
-    def unfit(self, precision: str) -> str | None:
+    def unfit(self, precision: str, layers: int) -> str | None:
         """Say why it cannot run a precision."""
         if precision == "fp8" and int(self.capability) < 89:  # noqa: PLR2004
             return f"sm{self.capability} cannot compute in FP8, which begins with sm89"
-        if precision == "fp32" and self.memory_mib < _FP32_MIB:
-            return f"fp32 takes {_FP32_MIB} MiB, the GPU has {self.memory_mib}"
+        needed = _FP32_MIB + layers * _LAYER_MIB
+        if precision == "fp32" and self.memory_mib < needed:
+            return f"fp32 takes {needed} MiB, the GPU has {self.memory_mib}"
         return None
 
 
@@ -137,8 +139,8 @@ def run(steps: list[Step], args: argparse.Namespace, head: dict[str, Any]) -> in
         say("interrupted")
         return 128 + signal.SIGINT
     finally:
-        write(args, head, steps, outcomes)
         free(args)
+        write(args, head, steps, outcomes)
         kinds = [outcome.status for outcome in outcomes.values()]
         counts = (f"{kinds.count(kind)} {kind}" for kind in (OK, FAILED, SKIPPED, LEFT_OUT))
         say(f"\nwrote {args.out}: {', '.join(counts)}")
@@ -209,22 +211,25 @@ def execute(step: Step, args: argparse.Namespace) -> Outcome:
     if is_late and time.monotonic() >= args.until:
         return Outcome(step.name, LEFT_OUT, seconds, "stopped: no time left (--minutes)")
     how = "stopped (--step-minutes)" if is_late else f"exit code {code}"
-    end = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    end = " | ".join(lines[-3:])
     for place, name in ((args.work, "WORK"), (ROOT, "REPOSITORY"), (Path.home(), "HOME")):
         end = end.replace(str(place), name)  # the result is published
     return Outcome(step.name, FAILED, seconds, f"{how}: {end}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its group: politely, then less so."""
-    for number, patience in _PATIENCE:
+    """End a process and its group: politely, then less so; a second Ctrl-C ends it at once."""
+    try:
+        for number, patience in _PATIENCE:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+                break
+    finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-            break
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # children that it left
+            os.killpg(process.pid, signal.SIGKILL)  # children that it left
 
 
 def plan(args: argparse.Namespace, machine: Machine) -> Iterator[Step]:
@@ -245,7 +250,8 @@ def plan(args: argparse.Namespace, machine: Machine) -> Iterator[Step]:
         layers = ("--layers", str(args.layers))
         yield Step("checkpoint", (*command, *layers), ready, makes=checkpoint)
         ready = ("checkpoint",)
-    rows, dtype = args.folder / "reference.npy", "bf16" if machine.unfit("fp32") else "fp32"
+    rows = args.folder / "reference.npy"
+    dtype = "bf16" if machine.unfit("fp32", args.layers) else "fp32"
     reference = f"reference-torch-{dtype}"
     speed = (python, "-m", "benchmarks.engine_speed")
     torch = ("--runtime", "torch", "--device", "cuda", "--dtype", dtype, "--repeats", "0")
@@ -258,10 +264,8 @@ def plan(args: argparse.Namespace, machine: Machine) -> Iterator[Step]:
     ours = (python, "-m", "nvembed_deploy")
     probed = "|".join(f"probe-{flavour}" for flavour in machine.targets)
     for precision in dict.fromkeys(args.precision or PRECISIONS):
-        artifact, unfit = (
-            args.folder / f"artifact-{precision}",
-            machine.unfit(precision),
-        )
+        artifact = args.folder / f"artifact-{precision}"
+        unfit = machine.unfit(precision, args.layers)
         words = (str(artifact), "--precision", precision, *exports[precision])
         exported = f"export-{precision}"
         yield Step(exported, (*ours, "export", str(checkpoint), *words), (*ready, probed), unfit)
@@ -305,7 +309,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.until = time.monotonic() + 60 * (args.minutes or float("inf"))
     args.out = args.out or ROOT / "benchmarks" / "results" / f"gpu-host-{stamp}.json"
     args.work, args.checkpoint = args.work.resolve(), args.checkpoint and args.checkpoint.resolve()
-    args.folder = args.work / f"run-{stamp}"
+    args.folder = args.work / f"run-{stamp}-{os.getpid()}"
     args.python = args.python and args.python.absolute()  # a venv's is a link: not resolved
     return args
 
@@ -329,8 +333,9 @@ def wrong(args: argparse.Namespace, machine: Machine | None) -> tuple[int, str, 
     driver = machine.driver if machine else ""
     if machine is None:
         return 3, "nvidia-smi shows no NVIDIA GPU", "run this on a GPU host; or --dry-run"
-    if int(driver.split(".")[0]) < _DRIVER:
-        return 3, f"driver {driver}: CUDA 13 needs {_DRIVER} or newer", "update it"
+    if int(driver.split(".")[0]) < _DRIVER and cuda_version() < _CUDA:
+        fix = "update it; data-centre GPUs take NVIDIA's package cuda-compat-13-0 instead"
+        return 3, f"driver {driver}: CUDA 13 needs {_DRIVER} or newer", fix
     if python is None and not (3, 11) <= here <= (3, 13):
         return 3, f"this is Python {here[0]}.{here[1]}, expected 3.11 to 3.13", "run python3.12"
     if checkpoint is not None and not checkpoint.is_dir():
@@ -338,6 +343,14 @@ def wrong(args: argparse.Namespace, machine: Machine | None) -> tuple[int, str, 
     if python is not None and not os.access(python, os.X_OK):
         return 2, f"--python {python} cannot be run", "name the bin/python that has all packages"
     return None
+
+
+def cuda_version() -> int:
+    """Return the CUDA that programs get here; newer than the driver's where cuda-compat is."""
+    version = ctypes.c_int()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
 
 
 def said(*command: str) -> str:

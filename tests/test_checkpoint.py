@@ -303,10 +303,18 @@ def test_a_model_in_the_hub_s_cache_is_called_as_on_the_hub(
     checkpoint = open_checkpoint(snapshot / "3fa9")
     assert checkpoint.spec.name == "NV-Embed-v2"
     assert open_weights(checkpoint).read("pooler.latents").any()
-    assert open_checkpoint(snapshot.rename(blobs.parent / "own") / "3fa9").spec.name == "3fa9"
+    own = blobs.parent.rename(tmp_path / "me") / "snapshots" / "3fa9"  # no cache: a folder's name
+    assert open_checkpoint(own).spec.name == "3fa9"
 
 
 def test_a_checkpoint_is_no_base(assembled: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a checkpoint itself") as caught:
         assemble_checkpoint(Parts(assembled), tmp_path / "out")
     assert caught.value.fix.startswith("export it as it is")
+
+
+def test_a_decoder_described_in_its_own_folder_is_its_base(tiny_base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "mine"))
+    description = {"schema_version": 1, "base": ".", "pooler_spec": {"pooling": "mean"}}
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+    assert open_weights(open_checkpoint(folder)).spec.name == "mine"
