@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "triton"
 WHEEL = "nvidia-pytriton==0.7.0"
 PACKAGES = ("numpy==1.26.4", "ml_dtypes", "onnxruntime", "rich", "tokenizers")
+WHEELS = ("--only-binary", ":all:")
+"""Python 3.13 has none of that numpy, and would compile it for minutes."""
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 WORDS = ["which planet has rings?", "", "Saturn has rings of ice.", "más agua 水"]
 
@@ -78,10 +80,10 @@ def fetched() -> Path:
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     shutil.rmtree(BUILD, ignore_errors=True)
     try:
-        subprocess.run([*pip, "download", "--no-deps", "-d", BUILD, WHEEL], check=True)
-        subprocess.run([*pip, "install", "--target", BUILD / "site", *PACKAGES], check=True)
+        subprocess.run([*pip, "install", *WHEELS, "-t", BUILD / "site", *PACKAGES], check=True)
+        subprocess.run([*pip, "download", *WHEELS, "--no-deps", "-d", BUILD, WHEEL], check=True)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"Triton's wheel cannot be fetched: {error}")
+        pytest.skip(f"Triton's wheel, or those beside it, cannot be fetched: {error}")
     zipfile.ZipFile(next(BUILD.glob("*.whl"))).extractall(BUILD / "server")
     server = BUILD / "server" / "pytriton" / "tritonserver"
     stub = "triton_python_backend_stub"
