@@ -178,4 +178,11 @@ def test_a_text_that_is_no_utf8_is_refused_in_words(server: Server) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         server.post(head + data, **{"Inference-Header-Content-Length": str(len(head))})
     assert "no UTF-8" in refused.value.read().decode()
+    assert refused.value.code == 400
     assert server.is_ready()
+
+
+def test_a_task_without_a_text_is_refused_in_words(server: Server) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.embed([], ["find a planet"])
+    assert "0 TEXT came with 1 INSTRUCTION" in refused.value.read().decode()
