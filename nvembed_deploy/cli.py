@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from nvembed_deploy.errors import (
     HardwareError,
@@ -24,6 +25,9 @@ from nvembed_deploy.errors import (
     RecipeError,
     is_out_of_memory,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -39,8 +43,8 @@ def run(command: Command, args: argparse.Namespace) -> int:
     except KeyboardInterrupt as error:
         print("interrupted; nothing half-written was left", file=sys.stderr)  # noqa: T201
         return 128 + (signal.SIGTERM if isinstance(error, _Ended) else signal.SIGINT)
-    except BrokenPipeError:  # the reader (head, less) went away: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _forget_output()
         return 0
     except Exception as error:
         told = _in_words(error)
@@ -49,6 +53,11 @@ def run(command: Command, args: argparse.Namespace) -> int:
         print(f"error: {told.problem}\nfix: {told.fix}", file=sys.stderr)  # noqa: T201
         return told.exit_code
     return 0
+
+
+def _forget_output() -> None:
+    """Go on without standard output: its reader (head, less) went away, no error of ours."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _in_words(error: Exception) -> NVEmbedError | None:
@@ -182,6 +191,35 @@ def human_seconds(seconds: float) -> str:
     if hours < 2:  # noqa: PLR2004 - up to two hours minutes are easier to read
         return f"{60 * hours + minutes} min"
     return f"{hours} h {minutes} min"
+
+
+@contextmanager
+def console(pipe_width: int | None = None, **options: Any) -> Iterator[Console]:  # noqa: ANN401
+    """Yield rich's console; what it was given is said at the end, if anybody still reads.
+
+    By itself rich fails on what the encoding has not, and where the reader went away ends the
+    process with code 1, which is a gate's; who decides a gate must hear of neither.
+
+    Args:
+        pipe_width: columns where no terminal says how many; None: rich's own choice.
+        options: of rich's Console.
+    """
+    from rich.console import Console
+
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:  # it flushes what was said before, too
+            _forget_output()
+
+    opened = Ours(**options)
+    if pipe_width and not opened.file.isatty():
+        opened.width = pipe_width
+    with opened.capture() as shown:
+        yield opened
+    try:
+        say("\n".join(line.rstrip() for line in shown.get().splitlines()))
+        print(end="", flush=True)  # noqa: T201
+    except BrokenPipeError:
+        _forget_output()
 
 
 def say(text: str) -> None:

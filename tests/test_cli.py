@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +191,39 @@ def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1", write_through=True))
     cli.say("caf\xe9 \u65e5")
     assert written.getvalue() == b"caf\xe9 \\u65e5\n"
+
+
+def test_tables_lack_nothing_else_where_a_terminal_cannot_show_a_letter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1", write_through=True))
+    with cli.console(150) as console:
+        console.print("a" * 140, "\u65e5")
+    assert written.getvalue() == b"a" * 140 + b" \\u65e5\n"
+
+
+@pytest.mark.parametrize("gate", ["", "raise GateError('below', 'look')"])
+def test_a_gate_decides_whether_or_not_somebody_reads_its_tables(gate: str) -> None:
+    code = f"""
+import argparse
+from nvembed_deploy import cli
+from nvembed_deploy.errors import GateError
+def show(_):
+    print("held back")
+    for _ in range(2):
+        with cli.console() as console:
+            console.print("row")
+    {gate}
+raise SystemExit(cli.run(show, argparse.Namespace()))
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(writer)
+    told = (1, b"error: below\nfix: look\n") if gate else (0, b"")
+    assert (done.returncode, done.stderr) == told

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,12 @@ from nvembed_deploy.errors import GateError, InputError
 from nvembed_deploy.spec import Precision
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nvembed_deploy.bench.measure import Note
     from nvembed_deploy.bench.ratios import Verdict
     from nvembed_deploy.bench.run import Plan
     from nvembed_deploy.bench.side import Side
 
+_seconds = partial(cli.number, least=0.001)
 _WIDTH = 120
 """Columns where no terminal says how many it has."""
 _EXAMPLES = """examples:
@@ -95,20 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=bench)
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected seconds above 0")
-    return value
-
-
 def bench(args: argparse.Namespace) -> None:
     """Run the command."""
-    from rich.console import Console
-
     from nvembed_deploy.bench.ratios import judge, read_floors
     from nvembed_deploy.bench.report_html import render
     from nvembed_deploy.bench.run import run_benchmark
@@ -125,19 +113,17 @@ def bench(args: argparse.Namespace) -> None:
         report.write_json(args.json)
     if args.html:
         replace_text(args.html, render(report))
-    console = Console()
-    console = console if console.is_terminal else Console(width=_WIDTH)
-    with console.capture() as shown:  # rich would turn a broken pipe into exit code 1
+    with cli.console(_WIDTH) as console:
         print_report(report, console)
-    cli.say(shown.get().rstrip("\n"))
     if floors:
-        _hold(judge(report, floors), console)
+        _hold(judge(report, floors))
 
 
-def _hold(verdicts: list[Verdict], console: Console) -> None:
+def _hold(verdicts: list[Verdict]) -> None:
     from nvembed_deploy.bench.table import print_verdicts
 
-    print_verdicts(verdicts, console)
+    with cli.console(_WIDTH) as console:
+        print_verdicts(verdicts, console)
     missed = [verdict.floor for verdict in verdicts if not verdict.passed]
     if missed:
         raise GateError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -63,13 +62,9 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def _show(artifact: Artifact) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Plain strings: a name may hold what rich takes for markup.
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    console = Console(width=width, markup=False, highlight=False)
     facts = Table.grid(padding=(0, 2))
     for key, value in _facts(artifact.manifest).items():
         facts.add_row(key, value, style="")
@@ -85,10 +80,10 @@ def _show(artifact: Artifact) -> None:
     for name, record in sorted(artifact.manifest.files.items()):
         files.add_row(name, cli.human_bytes(record.bytes), record.sha256[:16])
     title = Text(str(artifact.path), style="bold", overflow="fold")
-    with console.capture() as shown:  # rich would turn a broken pipe into exit code 1
-        for part in (title, facts, "", blocks, "", files):
+    # Plain strings: a name may hold what rich takes for markup.
+    with cli.console(_PIPE_WIDTH, markup=False, highlight=False) as console:
+        for part in (title, facts, "", blocks, "", files, ""):
             console.print(part)
-    cli.say("\n".join(line.rstrip() for line in shown.get().splitlines()) + "\n")
 
 
 def _blocks(artifact: Artifact) -> Iterator[tuple[str, ...]]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 def show(verdict: Verdict) -> None:
     """Print a verdict and its numbers."""
-    from rich.console import Console
     from rich.table import Table
 
     title = f"precision {verdict.precision}, margin {verdict.margins.score:g}"
@@ -28,21 +27,21 @@ def show(verdict: Verdict) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for task in verdict.tasks:
         table.add_row(*_cells(task))
-    console = Console()
-    console.print(table)
     found = verdict.embedding
-    console.print(
-        f"{found.texts} texts: cosine mean {found.mean_cosine:.6f}, min {found.min_cosine:.6f}; "
-        f"nearest ten agree {found.neighbours:.1%}, queries in the reference's index "
-        f"{found.cross_neighbours:.1%}\nbatch drift {found.batch_drift:.1e}, long text "
-        f"{found.long_cosine:.6f}"
-    )
-    if verdict.trace:
-        console.print("\n".join(verdict.trace.lines()), highlight=False)
     answer = "[green]yes[/]: it may replace" if verdict.passed else "[red]no[/]: it may not replace"
-    console.print(f"{answer} the reference")
-    for note in verdict.basis.notes if verdict.basis else []:
-        console.print(f"note: {note}", highlight=False)
+    with cli.console() as console:
+        console.print(table)
+        console.print(
+            f"{found.texts} texts: cosine mean {found.mean_cosine:.6f}, min "
+            f"{found.min_cosine:.6f}; nearest ten agree {found.neighbours:.1%}, queries in the "
+            f"reference's index {found.cross_neighbours:.1%}\nbatch drift "
+            f"{found.batch_drift:.1e}, long text {found.long_cosine:.6f}"
+        )
+        if verdict.trace:
+            console.print("\n".join(verdict.trace.lines()), highlight=False)
+        console.print(f"{answer} the reference")
+        for note in verdict.basis.notes if verdict.basis else []:
+            console.print(f"note: {note}", highlight=False)
 
 
 def _cells(task: TaskParity) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from nvembed_deploy.artifact import Artifact, Verify, is_artifact, open_artifact
 from nvembed_deploy.checkpoint import Checkpoint, open_checkpoint, write_tokenizer
 from nvembed_deploy.errors import ArtifactError, InputError, MissingPackageError
 from nvembed_deploy.runtimes.batching import BatchLimits
-from nvembed_deploy.runtimes.cpu_quota import allowed_threads
+from nvembed_deploy.runtimes.cpu_quota import quota_threads
 from nvembed_deploy.runtimes.encoder import Encoder
 from nvembed_deploy.runtimes.parallel_runtime import ParallelRuntime
 from nvembed_deploy.runtimes.protocol import Runtime, RuntimeOptions
@@ -88,7 +88,7 @@ def load_encoder(  # noqa: PLR0913 - the front door: each option is a keyword
     options = options or RuntimeOptions()
     options = options if device is None else replace(options, device=device)
     if options.threads is None:
-        options = replace(options, threads=allowed_threads())
+        options = replace(options, threads=quota_threads())
     devices = (options.device or "").split(",")
     if len(devices) > 1:
         again = partial(load_encoder, path, runtime, verify=verify, require_parity=require_parity)

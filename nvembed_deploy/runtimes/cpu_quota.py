@@ -2,10 +2,11 @@
 
 Neither ONNX Runtime nor torch looks at a quota: on a machine of 64 cores each makes 64 threads, and
 a container limited to 4 has spent its share after a sixteenth of each period and then stands still.
-Nor does ONNX Runtime look at which processors a process may use (taskset, Slurm, a cpuset): left to
-itself it makes a thread for every core of the machine, and moves each to a core of its own, outside
-of those too. Source: docs.kernel.org, "Control Group v2", cpu.max, and "CFS Bandwidth Control",
-cpu.cfs_quota_us; "How CPU topology info is exported via sysfs", thread_siblings_list.
+Nor does ONNX Runtime, as torch does, look at which processors a process may use (taskset, Slurm, a
+cpuset): left to itself it makes a thread for every core of the machine, and moves each to a core of
+its own, outside of those too. Source: docs.kernel.org, "Control Group v2", cpu.max, and "CFS
+Bandwidth Control", cpu.cfs_quota_us; "How CPU topology info is exported via sysfs",
+thread_siblings_list.
 """
 
 from __future__ import annotations
@@ -17,31 +18,37 @@ from pathlib import Path
 
 _OWN_GROUPS, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _PROCESSORS = Path("/sys/devices/system/cpu")
+_PINS = {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"}
+"""With one of these set, importing torch moves this thread to one core: where it may be then does
+not say where the process may. Source: gcc.gnu.org, libgomp, "Environment Variables"; tried."""
 
 
-def allowed_threads(own_groups: Path = _OWN_GROUPS, mount: Path = _MOUNT) -> int | None:
-    """Return how many threads this process may keep busy, if that is less than the machine's.
+def quota_threads(own_groups: Path = _OWN_GROUPS, mount: Path = _MOUNT) -> int | None:
+    """Return how many threads the quota of this process's control groups feeds, rounded up.
 
-    As many as the quota of its control groups feeds, rounded up; where its processors do not use
-    that up, as many as they have cores. None where they are all of the machine's.
+    None where there is no quota, or one that all processors of this process do not use up.
 
     Args:
         own_groups: the process's groups, a line each: "0::/path" (v2), "4:cpu,cpuacct:/path" (v1).
         mount: where the groups are folders.
     """
     shares = [share for folder in _folders(own_groups, mount) for share in _shares(folder)]
-    processors, num_all = _processors()
-    if shares and min(shares) < len(processors):
-        return math.ceil(min(shares))  # 1.5 feed two threads better than one: docs/performance.md
-    return _num_cores(processors) if len(processors) < num_all else None
+    if not shares or min(shares) >= len(_processors()):
+        return None
+    return math.ceil(min(shares))  # 1.5 feed two threads better than one: docs/performance.md
 
 
-def _processors() -> tuple[set[int], int]:
-    """Return the processors that this process may use, and how many the machine has."""
-    num_all = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0), num_all
-    return set(range(num_all)), num_all
+def bound_cores() -> int | None:
+    """Return how many cores the processors have that this process is bound to, None for all."""
+    processors = _processors()
+    return _num_cores(processors) if len(processors) < (os.cpu_count() or 1) else None
+
+
+def _processors() -> set[int]:
+    """Return the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity") and not os.environ.keys() & _PINS:
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def _num_cores(processors: set[int]) -> int:

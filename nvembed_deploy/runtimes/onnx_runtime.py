@@ -20,6 +20,7 @@ from nvembed_deploy.artifact import Artifact
 from nvembed_deploy.engine_record import Shape
 from nvembed_deploy.errors import ArtifactError, HardwareError, InputError, MissingPackageError
 from nvembed_deploy.onnx_session import session_options
+from nvembed_deploy.runtimes.cpu_quota import bound_cores
 from nvembed_deploy.runtimes.launch import fill_rows, plan_launches
 from nvembed_deploy.runtimes.onnx_tensorrt import (
     RTX_PROVIDER,
@@ -215,8 +216,7 @@ def _open_session(
     session = session_options(is_for_cpu=artifact.manifest.is_for_cpu)
     session.enable_cpu_mem_arena = options.use_arena
     session.enable_mem_pattern = False  # it plans for one shape; ours vary with each batch
-    if options.threads is not None:
-        session.intra_op_num_threads = options.threads
+    session.intra_op_num_threads = options.threads or bound_cores() or 0  # 0: its own choice
     graph, settings = graph_and_context(artifact, target.kind, options.context_file)
     for key, value in settings.items():
         session.add_session_config_entry(key, value)

@@ -33,8 +33,8 @@ class RuntimeOptions:
             batches; for ONNX Runtime also "tensorrt" and "tensorrt-rtx", its
             providers of these names. A device asked for by name is never replaced by another.
         threads: processor threads of one forward pass. None: as many as a container's quota feeds,
-            or as the processors have cores that the process is bound to, or what the library takes
-            where it is bound to none.
+            or what the library takes; ONNX Runtime in a process that is bound to some processors as
+            many as these have cores.
         use_arena: let ONNX Runtime pool its memory on the processor.
         shrink_arena: give the pool back after each batch. For a GPU shared with others; on a
             processor it costs memory (pieces that cannot be joined: 169 MB where the pool alone

@@ -141,11 +141,14 @@ class TritonPythonModel:
     def _read(self, request: Any) -> list[Item] | InputError:  # noqa: ANN401 - Triton's
         texts = self._strings(request, TEXT)
         instructions = self._strings(request, INSTRUCTION) or [b""] * len(texts)
+        if len(instructions) != len(texts):  # Triton lets TEXT be left out where another is not
+            return InputError(
+                f"{len(texts)} {TEXT} came with {len(instructions)} {INSTRUCTION}",
+                f"send a {TEXT} for each {INSTRUCTION}",
+            )
         try:
-            return [
-                Item(text.decode(), instruction.decode())
-                for text, instruction in zip(texts, instructions, strict=True)
-            ]
+            pairs = zip(texts, instructions, strict=True)
+            return [Item(text.decode(), instruction.decode()) for text, instruction in pairs]
         except UnicodeDecodeError as error:
             return InputError(f"a text is no UTF-8: {error}", "encode it as UTF-8")
 
@@ -156,5 +159,7 @@ class TritonPythonModel:
     def _response(self, result: NDArray[np.float32] | NVEmbedError) -> Any:  # noqa: ANN401
         triton = self._triton
         if isinstance(result, NVEmbedError):
-            return triton.InferenceResponse([], triton.TritonError(str(result)))
+            error = triton.TritonError  # over HTTP 400, which no client tries again, or 500
+            code = error.INVALID_ARG if isinstance(result, InputError) else error.INTERNAL
+            return triton.InferenceResponse([], error(str(result), code))
         return triton.InferenceResponse([triton.Tensor(EMBEDDING, result)])

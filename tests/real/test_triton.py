@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "triton"
 WHEEL = "nvidia-pytriton==0.7.0"
 PACKAGES = ("numpy==1.26.4", "ml_dtypes", "onnxruntime", "rich", "tokenizers")
+WHEELS = ("--only-binary", ":all:")
+"""Python 3.13 has none of that numpy, and would compile it for minutes."""
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 WORDS = ["which planet has rings?", "", "Saturn has rings of ice.", "más agua 水"]
 
@@ -78,10 +80,10 @@ def fetched() -> Path:
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     shutil.rmtree(BUILD, ignore_errors=True)
     try:
-        subprocess.run([*pip, "download", "--no-deps", "-d", BUILD, WHEEL], check=True)
-        subprocess.run([*pip, "install", "--target", BUILD / "site", *PACKAGES], check=True)
+        subprocess.run([*pip, "install", *WHEELS, "-t", BUILD / "site", *PACKAGES], check=True)
+        subprocess.run([*pip, "download", *WHEELS, "--no-deps", "-d", BUILD, WHEEL], check=True)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"Triton's wheel cannot be fetched: {error}")
+        pytest.skip(f"Triton's wheel, or those beside it, cannot be fetched: {error}")
     zipfile.ZipFile(next(BUILD.glob("*.whl"))).extractall(BUILD / "server")
     server = BUILD / "server" / "pytriton" / "tritonserver"
     stub = "triton_python_backend_stub"
@@ -176,4 +178,11 @@ def test_a_text_that_is_no_utf8_is_refused_in_words(server: Server) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         server.post(head + data, **{"Inference-Header-Content-Length": str(len(head))})
     assert "no UTF-8" in refused.value.read().decode()
+    assert refused.value.code == 400
     assert server.is_ready()
+
+
+def test_a_task_without_a_text_is_refused_in_words(server: Server) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.embed([], ["find a planet"])
+    assert "0 TEXT came with 1 INSTRUCTION" in refused.value.read().decode()

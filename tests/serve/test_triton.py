@@ -35,17 +35,27 @@ class Tensor:
 
 
 @dataclass
+class Error:
+    """Triton's: words and a code."""
+
+    INVALID_ARG, INTERNAL = "400", "500"
+
+    words: str
+    code: str
+
+
+@dataclass
 class Response:
     """Triton's: tensors, or an error."""
 
     tensors: list[Tensor]
-    error: str | None = None
+    error: Error | None = None
 
 
 PLAYED = SimpleNamespace(
     Tensor=Tensor,
     InferenceResponse=Response,
-    TritonError=str,
+    TritonError=Error,
     get_input_tensor_by_name=lambda request, name: request.get(name),
 )
 
@@ -110,13 +120,22 @@ def test_an_instruction_is_of_its_text_alone_and_an_empty_one_is_none(
     assert not np.allclose(rows.array[0], rows.array[1], atol=1e-3)
 
 
-def test_a_text_that_is_no_utf8_is_refused_and_the_others_answered(
-    model: TritonPythonModel,
+@pytest.mark.parametrize(
+    ("texts", "tasks", "words"),
+    [
+        ([b"a", b"\xff\xfe"], None, "no UTF-8"),
+        ([b"a"], [b"\xff"], "no UTF-8"),
+        ([], [b"find"], "0 TEXT came with 1 INSTRUCTION"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_refused_and_the_others_answered(
+    model: TritonPythonModel, texts: list[bytes], tasks: list[bytes] | None, words: str
 ) -> None:
-    good, bad = request([b"a"]), request([b"a", b"\xff\xfe"])
+    good, bad = request([b"a"]), request(texts, tasks)
     answers = model.execute([good, bad, good])
     assert [response.error is None for response in answers] == [True, False, True]
-    assert "no UTF-8" in answers[1].error
+    assert words in answers[1].error.words
+    assert answers[1].error.code == Error.INVALID_ARG
     assert answers[1].tensors == []
     np.testing.assert_array_equal(answers[0].tensors[0].array, answers[2].tensors[0].array)
 
