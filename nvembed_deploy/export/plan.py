@@ -147,8 +147,14 @@ def _check_blocks(recipe: ExportRecipe, spec: ModelSpec) -> None:
     if linear is None or linear.block is None:
         return
     entries = unrounded_weights(spec, graph_options(recipe))
-    inputs = {e.name.removesuffix(LINEAR): e.shape[0] for e in entries if e.name.endswith(LINEAR)}
-    recipe.formats.check_blocks(inputs)
+    shapes = {e.name.removesuffix(LINEAR): e.shape for e in entries if e.name.endswith(LINEAR)}
+    recipe.formats.check_blocks({name: shape[0] for name, shape in shapes.items()})
+    for name, (num_inputs, num_outputs) in shapes.items():
+        if num_outputs % 2 and recipe.formats.of(name, num_inputs) is not None:
+            raise RecipeError(
+                f"{name} has {num_outputs} outputs, an odd number: 4-bit values lie two in a byte",
+                f"keep it in 16 bit: --keep {name}",
+            )
 
 
 def _check_patterns(recipe: ExportRecipe, block: Block) -> None:

@@ -159,6 +159,15 @@ def test_all_linears_that_no_block_divides_are_named_with_what_keeps_them(tmp_pa
     assert plan_export(checkpoint, replace(recipe, keep=tuple(patterns)))
 
 
+def test_a_linear_of_an_odd_number_of_outputs_is_refused_in_4_bit(tmp_path: Path) -> None:
+    pooler = replace(factories.TINY.pooler, num_latents=7, num_heads=1)
+    checkpoint = factories.write_released(tmp_path / "odd", replace(factories.TINY, pooler=pooler))
+    recipe = load_recipe(None, {"precision": "int4-weight", "keep": ["pooler.values"]})
+    with pytest.raises(RecipeError, match=r"pooler\.scores has 7 outputs, an odd number"):
+        plan_export(checkpoint, recipe)
+    assert plan_export(checkpoint, replace(recipe, keep=("pooler.values", "pooler.scores")))
+
+
 def test_texts_are_taken_as_the_recipe_says(tiny_checkpoint: Path, tmp_path: Path) -> None:
     values = {"precision": "fp32", "max_tokens": 20, "prompts": {"query": "find:\n"}}
     run_export(plan_export(tiny_checkpoint, load_recipe(None, values)), tmp_path / "out")
