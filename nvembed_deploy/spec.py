@@ -16,6 +16,9 @@ MIN_TOKENS = 3
 _TOO_LARGE = 2**31
 """No size and no token id reaches it: tokenizers and numpy's shapes end soon after."""
 
+_MOST_LAYERS = 1000
+"""The deepest decoders have some hundred; of each layer nine tensors are looked for, one by one."""
+
 
 class Precision(StrEnum):
     """Number format of an exported graph: its weights and its arithmetic."""
@@ -198,6 +201,8 @@ def backbone_fault(spec: BackboneSpec) -> str | None:
         with_values(BackboneSpec(), asdict(spec))
     except ValueError as error:
         return str(error)
+    if spec.num_layers > _MOST_LAYERS:
+        return f"num_layers is {spec.num_layers}, expected at most {_MOST_LAYERS}"
     if spec.num_heads % spec.num_kv_heads or spec.head_width % 2:
         return (
             f"got {spec.num_heads} query heads of width {spec.head_width} and "
