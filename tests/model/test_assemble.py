@@ -74,7 +74,14 @@ def test_text_rules_and_a_tokenizer_take_the_place_of_the_bases(
     assert spec.text == open_checkpoint(out).spec.text == text
     described = json.loads((out / DESCRIPTION).read_text())
     assert described["text"] == {"instruction_template": "{instruction}: ", "max_tokens": 64}
+    assert open_checkpoint(out).tokenizer == out / "tokenizer.json"
     assert (out / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_causal_decoder_stays_one(tmp_path: Path, parts: Parts, causal: bool) -> None:
+    spec = assemble_checkpoint(replace(parts, causal=causal), tmp_path / "out")
+    assert spec.backbone.causal is open_checkpoint(tmp_path / "out").spec.backbone.causal is causal
 
 
 def test_text_rules_of_the_base_are_not_repeated(tmp_path: Path, parts: Parts) -> None:

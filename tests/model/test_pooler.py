@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -17,13 +15,10 @@ from nvembed_deploy.model.pooler import (
     mean_pool,
 )
 from nvembed_deploy.model.weights import Weights
-from nvembed_deploy.spec import ModelSpec, PoolerForm, PoolerSpec
+from nvembed_deploy.spec import ModelSpec, PoolerForm
 from tests import factories, reference
 from tests.model.test_weights import CountedTensor
 
-TINY = factories.TINY
-UNLIKE = replace(TINY, pooler=PoolerSpec(num_latents=7, num_heads=3, head_width=20, feed_width=40))
-"""No size is another's."""
 Poolers = tuple[LatentPooler, FoldedLatentPooler]
 
 
@@ -53,7 +48,7 @@ def test_the_folded_pooler_is_smaller(poolers: Poolers) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("spec", [TINY, UNLIKE], ids=["tiny", "unlike"])
+@pytest.mark.parametrize("spec", [factories.TINY, factories.UNLIKE], ids=["tiny", "unlike"])
 def test_both_forms_match_the_papers_formulas(spec: ModelSpec) -> None:
     """Measured: 2.9e-7 of a text's largest state; 8e-5 with the other GELU (tanh)."""
     arrays = factories.weights(spec)
