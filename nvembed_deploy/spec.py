@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum, StrEnum
+from string import Formatter
 from typing import Any, TypeVar
 
 MIN_TOKENS = 3
@@ -212,15 +213,20 @@ def backbone_fault(spec: BackboneSpec) -> str | None:
 
 
 def template_fault(spec: TextSpec) -> str | None:
-    """Say what is wrong with the template of instructions; None where nothing is."""
+    """Say what is wrong with the template of instructions; None where nothing is.
+
+    Its places are read, not filled: a width in one asks for as much memory as it says.
+    """
     template = spec.instruction_template
     try:
-        if "task" in template.format(instruction="task"):
+        places = {part[1:] for part in Formatter().parse(template) if part[1] is not None}
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if places == {("instruction", "", None)}:
             return None
-        problem = "it has no {instruction}"
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        problem = f"{error!r}"
-    return f"text.instruction_template is {template!r}: {problem}"
+        problem = "it has another place than {instruction}" if places else "it has no {instruction}"
+    return f"text.instruction_template is {template!r:.200}: {problem}"
 
 
 def _check_keys(kind: type, data: Any, where: str) -> None:  # noqa: ANN401 - JSON
