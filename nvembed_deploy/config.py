@@ -21,7 +21,16 @@ from nvembed_deploy.spec import (
 )
 
 _OWN_CONFIG = "use the config.json that came with the weights"
-_FAMILIES = ("mistral", "llama", "bidir_mistral")
+_MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
+_FAMILIES: dict[str, dict[str, int]] = {
+    "mistral": _MISTRAL,
+    "llama": {"max_position_embeddings": 2048},
+    "bidir_mistral": _MISTRAL,
+}
+"""What a config of each family means by a key that it leaves out, where families differ.
+
+Source: MistralConfig and LlamaConfig of transformers 5; NV-Embed's own config is a MistralConfig.
+"""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,6 +139,7 @@ def backbone_from_config(config: dict[str, Any], path: Path) -> BackboneSpec:
 
 
 def _backbone(config: dict[str, Any]) -> BackboneSpec:
+    config = {**_FAMILIES[config["model_type"]], **config}
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     return BackboneSpec(
         vocab_size=_size(config, "vocab_size"),
@@ -141,7 +151,7 @@ def _backbone(config: dict[str, Any]) -> BackboneSpec:
         intermediate_size=_size(config, "intermediate_size"),
         rms_norm_eps=_positive(config, "rms_norm_eps", 1e-6),
         rope_theta=_positive({**config, **_rope(config)}, "rope_theta", 10000.0),
-        max_positions=_size(config, "max_position_embeddings", 2048),
+        max_positions=_size(config, "max_position_embeddings"),
     )
 
 
@@ -194,7 +204,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_unsupported(config: dict[str, Any], path: Path) -> None:
     family = config.get("model_type")
-    if family not in _FAMILIES:
+    if family not in list(_FAMILIES):  # it may be of any kind
         code = " and needs code from its folder, which is never run" if "auto_map" in config else ""
         raise CheckpointError(
             f"{path}: got model_type {family!r}{code}, expected one of {list(_FAMILIES)}",

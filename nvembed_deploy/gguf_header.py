@@ -20,6 +20,8 @@ from nvembed_deploy.errors import (
 )
 
 T = TypeVar("T")
+_MOST_VALUES = 4_000_000
+"""In a header: twice what 262,144 tokens, their scores, types and merges are."""
 _MAGIC = b"GGUF"
 _AGAIN = "copy or download it again, and compare its size and sha256 with the source's"
 CONVERT_AGAIN = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
@@ -123,10 +125,8 @@ def _check_head(path: Path, head: bytes) -> None:
 @lru_cache(maxsize=4)
 def _read(path: Path, _stamp: tuple[int, int]) -> GGUFHeader:
     """Parse with the gguf package: 2 s for 50,000 tokens, therefore cached."""
-    gguf = import_gguf()
     try:
-        reader = gguf.GGUFReader(path)
-        _check_last_value(list(reader.fields.values())[-1])
+        reader = _reader_class()(path)
         metadata = {key: field.contents() for key, field in reader.fields.items()}
         tensors = tuple(
             StoredTensor(
@@ -138,8 +138,8 @@ def _read(path: Path, _stamp: tuple[int, int]) -> GGUFHeader:
             )
             for tensor in reader.tensors
         )
-    # The reader checks little: a wrong byte surfaces as whatever numpy makes of it.
-    except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+    # The reader checks little: a wrong byte surfaces as whatever Python or numpy makes of it.
+    except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a complete GGUF file, or newer than the gguf package: {error}",
             f"{_AGAIN}; if they agree, pip install --upgrade gguf",
@@ -154,11 +154,22 @@ def _read(path: Path, _stamp: tuple[int, int]) -> GGUFHeader:
     return GGUFHeader(path, metadata, tensors)
 
 
-def _check_last_value(field: Any) -> None:  # noqa: ANN401 - gguf is not typed
-    """Refuse a value cut by the end of the file, which the reader returns as it is.
+def _reader_class() -> Any:  # noqa: ANN401 - gguf is not typed
+    class Reader(import_gguf().GGUFReader):  # type: ignore[misc]
+        """The gguf package's reader, which by itself takes nothing for what the file lacks.
 
-    Only the last one can be: after any other the reader finds its next value missing.
-    """
-    is_string = field.types[-1:] == [import_gguf().GGUFValueType.STRING]
-    if field.parts[-1].size != (field.parts[-2][0] if is_string else 1):
-        raise ValueError(f"{field.name} is cut")
+        So a wrong length would have it gather values, none of them there, until memory is full.
+        """
+
+        num_read = 0
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:  # noqa: ANN401
+            values = super()._get(offset, dtype, count, **order)
+            self.num_read += 1
+            if self.num_read > _MOST_VALUES:
+                raise ValueError(f"its header has more than {_MOST_VALUES} values")
+            if values.size != count:
+                raise ValueError(f"got {values.size} values at byte {offset}, expected {count}")
+            return values
+
+    return Reader

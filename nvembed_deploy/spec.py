@@ -9,12 +9,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum, StrEnum
+from string import Formatter
 from typing import Any, TypeVar
 
 MIN_TOKENS = 3
 """Of a text: BOS, one token, EOS."""
 _TOO_LARGE = 2**31
 """No size and no token id reaches it: tokenizers and numpy's shapes end soon after."""
+
+_MOST_LAYERS = 1000
+"""The deepest decoders have some hundred; of each layer nine tensors are looked for, one by one."""
 
 
 class Precision(StrEnum):
@@ -198,6 +202,8 @@ def backbone_fault(spec: BackboneSpec) -> str | None:
         with_values(BackboneSpec(), asdict(spec))
     except ValueError as error:
         return str(error)
+    if spec.num_layers > _MOST_LAYERS:
+        return f"num_layers is {spec.num_layers}, expected at most {_MOST_LAYERS}"
     if spec.num_heads % spec.num_kv_heads or spec.head_width % 2:
         return (
             f"got {spec.num_heads} query heads of width {spec.head_width} and "
@@ -207,15 +213,20 @@ def backbone_fault(spec: BackboneSpec) -> str | None:
 
 
 def template_fault(spec: TextSpec) -> str | None:
-    """Say what is wrong with the template of instructions; None where nothing is."""
+    """Say what is wrong with the template of instructions; None where nothing is.
+
+    Its places are read, not filled: a width in one asks for as much memory as it says.
+    """
     template = spec.instruction_template
     try:
-        if "task" in template.format(instruction="task"):
+        places = {part[1:] for part in Formatter().parse(template) if part[1] is not None}
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if places == {("instruction", "", None)}:
             return None
-        problem = "it has no {instruction}"
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        problem = f"{error!r}"
-    return f"text.instruction_template is {template!r}: {problem}"
+        problem = "it has another place than {instruction}" if places else "it has no {instruction}"
+    return f"text.instruction_template is {template!r:.200}: {problem}"
 
 
 def _check_keys(kind: type, data: Any, where: str) -> None:  # noqa: ANN401 - JSON

@@ -31,6 +31,20 @@ TINY = ModelSpec(
 )
 """Head width of the pooler is the hidden size and the feed-forward is 4x, as NV-Embed's are."""
 
+UNLIKE = replace(
+    TINY,
+    backbone=replace(
+        TINY.backbone,
+        num_heads=6,
+        num_kv_heads=3,
+        head_width=10,
+        rms_norm_eps=0.03,
+        rope_theta=50.0,
+    ),
+    pooler=PoolerSpec(num_latents=7, num_heads=3, head_width=20, feed_width=40),
+)
+"""No number is another's, and none a default of transformers or of ours."""
+
 FUSABLE = replace(
     TINY,
     backbone=replace(

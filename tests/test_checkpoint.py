@@ -255,7 +255,15 @@ ASSEMBLED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a template with another place": (
         {"text": {"instruction_template": "{task}"}},
-        ["'{task}'", "KeyError"],
+        ["'{task}'", "another place than {instruction}"],
+    ),
+    "a template that fills memory": (
+        {"text": {"instruction_template": "{instruction:>99999999999}"}},
+        ["another place than {instruction}"],
+    ),
+    "a template with half a place": (
+        {"text": {"instruction_template": "{instruction"}},
+        ["text.instruction_template is '{instruction': expected '}'"],
     ),
     "a prompt of a wrong kind": ({"prompts": {"query": 3}}, ["prompts.query is 3, expected a"]),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MistralConfig
+from transformers import LlamaConfig, MistralConfig
 
 from nvembed_deploy.config import (
     backbone_from_config,
@@ -53,13 +53,26 @@ def test_a_plain_decoder_reads_as_it_was_written() -> None:
     assert backbone_from_config(tiny(), PATH) == factories.TINY.backbone
 
 
-def test_what_is_not_stated_is_what_hugging_face_assumes() -> None:
-    config = tiny(num_key_value_heads=None)
-    for key in ("head_dim", "rms_norm_eps", "rope_theta", "max_position_embeddings"):
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("mistral", MistralConfig), ("bidir_mistral", MistralConfig), ("llama", LlamaConfig)],
+)
+def test_what_is_not_stated_is_what_transformers_assumes(family: str, kind: Any) -> None:
+    config = tiny(model_type=family, num_attention_heads=16)
+    for key in ("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta"):
         del config[key]
-    spec = backbone_from_config(config, PATH)
-    assert (spec.num_kv_heads, spec.head_width, spec.max_positions) == (4, 16, 2048)
-    assert (spec.rms_norm_eps, spec.rope_theta) == (1e-6, 10000.0)
+    del config["max_position_embeddings"]
+    spec, theirs = backbone_from_config(config, PATH), kind.from_dict(config)
+    assert (spec.num_kv_heads, spec.head_width) == (theirs.num_key_value_heads, theirs.head_dim)
+    assert spec.max_positions == theirs.max_position_embeddings
+    assert (spec.rms_norm_eps, spec.rope_theta) == (
+        theirs.rms_norm_eps,
+        theirs.rope_parameters["rope_theta"],
+    )
+
+
+def test_no_number_of_key_heads_means_one_for_each_head() -> None:
+    assert backbone_from_config(tiny(num_key_value_heads=None), PATH).num_kv_heads == 4
 
 
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
@@ -82,6 +95,8 @@ def test_several_end_tokens_mean_the_first() -> None:
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "family": ({"model_type": "gpt2"}, "got model_type 'gpt2', expected one of"),
+    "family of a wrong kind": ({"model_type": ["llama"]}, r"got model_type \['llama'\], expected"),
+    "more layers than any": ({"num_hidden_layers": 10**9}, "num_layers is 10+, expected at most"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected 'silu'"),
     "attention bias": ({"attention_bias": True}, "attention_bias is True, expected False"),
     "mlp bias": ({"mlp_bias": True}, "mlp_bias is True, expected False"),

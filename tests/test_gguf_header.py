@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvembed_deploy import gguf_header
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.gguf_header import GGUFHeader, read_header
 from tests.tensor_data import write_gguf
@@ -139,6 +140,30 @@ def test_a_file_without_tensors_cut_anywhere_is_refused(path: Path, last: object
     for length in range(len(content)):
         path.write_bytes(content[:length])
         refusal(path, "GGUF file")
+
+
+def test_a_length_that_the_file_has_no_room_for_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    content = write_gguf(path, METADATA).read_bytes()
+    for kind, length in ((6, 2), (8, 3)):  # some.numbers, some.words
+        written = struct.pack("<IQ", kind, length)
+        assert content.count(written) == 1
+        path.write_bytes(content.replace(written, struct.pack("<IQ", kind, 1 << 60)))
+        refusal(path, "not a complete GGUF file")
+
+
+def test_lists_in_lists_without_end_are_refused(tmp_path: Path) -> None:
+    deep = b"".join(struct.pack("<IQ", 9, 1) for _ in range(2000))
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9)
+    (tmp_path / "a.gguf").write_bytes(head + deep)
+    refusal(tmp_path / "a.gguf", "not a complete GGUF file")
+
+
+def test_a_header_of_more_values_than_any_model_has_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_header, "_MOST_VALUES", 20)
+    refusal(path, "its header has more than 20 values")
 
 
 @settings(max_examples=150, deadline=None)

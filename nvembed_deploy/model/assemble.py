@@ -28,7 +28,7 @@ from nvembed_deploy.checkpoint import (
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.model.names import POOLER, our_name, pooler_shapes, released_name
 from nvembed_deploy.model.weights import open_weights
-from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec, TextSpec
+from nvembed_deploy.spec import BackboneSpec, ModelSpec, PoolerSpec, Pooling, TextSpec
 from nvembed_deploy.staging import refuse_inside, staged_folder
 from nvembed_deploy.tensorfile import open_tensors
 from nvembed_deploy.tensorwriter import SafetensorsWriter
@@ -83,8 +83,9 @@ def assemble_checkpoint(
             f"{out} is inside the base {parts.base}, which cannot be copied into itself",
             "choose a folder elsewhere",
         )
-    base, _, tokenizer = open_base(parts.base)
+    base, tensors, tokenizer = open_base(parts.base)
     pooling = parts.pooler_spec.pooling
+    _check_fit(parts, Checkpoint(out, base, tensors, {}, parts.adapter, tokenizer))
     with staged_folder(
         out, marker=DESCRIPTION, overwrite=overwrite, foreign=foreign_files
     ) as stage:
@@ -102,14 +103,21 @@ def assemble_checkpoint(
         text = json.dumps(description, indent=2) + "\n"
         (stage / DESCRIPTION).write_text(text, encoding="utf-8")
         if parts.adapter is not None:
-            shutil.copytree(parts.adapter, stage / "adapter")
+            shutil.copytree(parts.adapter, stage / "adapter", ignore=_dangling)
         if pooling.has_weights:
             _place_pooler(parts, stage / "pooler.safetensors", base.backbone, seed)
-        checkpoint = _opened(parts, stage, Path(out))
+        checkpoint = _opened(stage, Path(out))
         # Of the base as it was given: a copied GGUF file has no tokenizer.json beside it.
         checkpoint = replace(checkpoint, tokenizer=parts.tokenizer or tokenizer)
         write_tokenizer(checkpoint, stage / "tokenizer.json")
         return checkpoint.spec
+
+
+def _check_fit(parts: Parts, base: Checkpoint) -> None:
+    """Check, before anything is copied or made, that the parts' tensors are one model's."""
+    spec = parts.pooler_spec if parts.pooler else PoolerSpec(pooling=Pooling.MEAN)
+    pooler = open_tensors(parts.pooler) if parts.pooler else {}
+    open_weights(replace(base, spec=replace(base.spec, pooler=spec), pooler=pooler))
 
 
 def _text_section(text: TextSpec | None, base: TextSpec) -> dict[str, Any]:
@@ -124,27 +132,12 @@ def _check_exists(part: Path) -> None:
         raise CheckpointError(f"{part} does not exist", "correct the path")
 
 
-def _opened(parts: Parts, stage: Path, out: Path) -> Checkpoint:
-    """Return the staged checkpoint if its tensors fit its config.
-
-    An error names the parts that were given, not their copies, which are gone by then.
-    """
-    copies = {
-        stage / "adapter": parts.adapter,
-        stage / "pooler.safetensors": parts.pooler,
-        stage / ("base" if parts.base.is_dir() else parts.base.name): parts.base,
-        stage: out,
-    }
+def _opened(stage: Path, out: Path) -> Checkpoint:
+    """Return the staged checkpoint; an error names it by where it was to be."""
     try:
-        checkpoint = open_checkpoint(stage)
-        given = open_tensors(parts.pooler) if parts.pooler else checkpoint.pooler
-        open_weights(replace(checkpoint, pooler=given))
+        return open_checkpoint(stage)
     except CheckpointError as error:
-        problem = error.problem
-        for copy, part in copies.items():
-            problem = problem.replace(str(copy), str(part or copy))
-        raise CheckpointError(problem, error.fix) from error
-    return checkpoint
+        raise CheckpointError(error.problem.replace(str(stage), str(out)), error.fix) from error
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,14 @@ def test_rows_merge_as_the_whole_does(tmp_path: Path, tiny_base: Path) -> None:
         ("init_lora_weights", "pissa"),
         ("layer_replication", [[0, 2]]),
         ("target_parameters", ["w"]),
+        ("trainable_token_indices", [3]),
+        ("use_qalora", True),
+        ("use_bdlora", {"target_modules_bd_a": ["q_proj"]}),
+        ("kasa_config", {}),
+        ("monteclora_config", {}),
+        ("arrow_config", {}),
+        ("lora_ga_config", {}),
+        ("alora_invocation_tokens", [1]),
     ],
 )
 def test_what_cannot_be_merged_is_refused_by_name(

@@ -15,6 +15,7 @@ from nvembed_deploy.checkpoint import DESCRIPTION, open_checkpoint
 from nvembed_deploy.errors import ArtifactError, CheckpointError
 from nvembed_deploy.model.assemble import Parts, assemble_checkpoint, write_fresh_pooler
 from nvembed_deploy.model.weights import open_weights
+from nvembed_deploy.spec import PoolerSpec, Pooling
 from tests import factories
 from tests.model.test_adapter import write_adapter
 
@@ -73,7 +74,14 @@ def test_text_rules_and_a_tokenizer_take_the_place_of_the_bases(
     assert spec.text == open_checkpoint(out).spec.text == text
     described = json.loads((out / DESCRIPTION).read_text())
     assert described["text"] == {"instruction_template": "{instruction}: ", "max_tokens": 64}
+    assert open_checkpoint(out).tokenizer == out / "tokenizer.json"
     assert (out / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_causal_decoder_stays_one(tmp_path: Path, parts: Parts, causal: bool) -> None:
+    spec = assemble_checkpoint(replace(parts, causal=causal), tmp_path / "out")
+    assert spec.backbone.causal is open_checkpoint(tmp_path / "out").spec.backbone.causal is causal
 
 
 def test_text_rules_of_the_base_are_not_repeated(tmp_path: Path, parts: Parts) -> None:
@@ -121,6 +129,33 @@ def test_parts_that_do_not_fit_leave_nothing(tmp_path: Path, parts: Parts) -> No
     with pytest.raises(CheckpointError, match=f"(?s){out}: .*{latents}"):
         assemble_checkpoint(replace(parts, pooler_spec=replace(TINY.pooler, num_latents=13)), out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_that_does_not_fit_costs_no_pooler_and_no_copy(tmp_path: Path, parts: Parts) -> None:
+    """A fresh pooler of this size fits no memory."""
+    base = shutil.copytree(parts.base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"vocab_size": 319}))
+    large = replace(TINY.pooler, num_latents=2**31 - 1)
+    parts = replace(parts, base=base, pooler=None, pooler_spec=large)
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight in model\.safetensors: got"):
+        assemble_checkpoint(parts, tmp_path / "out", copy_base=True)
+    assert list(tmp_path.iterdir()) == [base]
+
+
+def test_a_pooler_for_a_model_without_one_is_refused(tmp_path: Path, parts: Parts) -> None:
+    parts = replace(parts, pooler_spec=PoolerSpec(pooling=Pooling.MEAN))
+    with pytest.raises(
+        CheckpointError, match=r"unexpected pooler\.key_value.* in pooler\.safetensors"
+    ):
+        assemble_checkpoint(parts, tmp_path / "out")
+
+
+def test_links_that_lead_nowhere_are_not_copied(tmp_path: Path, parts: Parts) -> None:
+    write_adapter(parts.base, tmp_path / "lora")
+    (tmp_path / "lora" / "run.log").symlink_to("../cleared")
+    assemble_checkpoint(replace(parts, adapter=tmp_path / "lora"), tmp_path / "out")
+    assert "run.log" not in listing(tmp_path / "out" / "adapter")
 
 
 def test_an_error_names_the_parts_that_were_given(tmp_path: Path, parts: Parts) -> None:
