@@ -62,7 +62,9 @@ RECIPES = {
     "fp8, no direction twice, a tenth kept": replace(_FP8, fp8_rank=0, keep_share=0.1),
     "int4-weight, nearest": replace(_INT4_WEIGHT, rounding=Rounding.NEAREST),
     "int4-weight": _INT4_WEIGHT,
-    "int4-weight, a tenth kept": replace(_INT4_WEIGHT, keep_share=0.1),
+    "int4-weight, a tenth in 8 bit": replace(_INT4_WEIGHT, keep_share=0.1),
+    "int4-weight, half in 8 bit": replace(_INT4_WEIGHT, keep_share=0.5),
+    "int4-weight, three quarters in 8 bit": replace(_INT4_WEIGHT, keep_share=0.75),
 }
 _CHARACTERS = 500
 _NEIGHBOURS = 10

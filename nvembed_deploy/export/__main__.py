@@ -86,7 +86,10 @@ def _add_rounding_arguments(parser: argparse.ArgumentParser) -> None:
         help="of quantised weights: compensated on calibration texts (default), or nearest",
     )
     parser.add_argument(
-        "--keep", action="append", metavar="LINEAR", help="leave it in 16 bit; * matches (repeat)"
+        "--keep",
+        action="append",
+        metavar="LINEAR",
+        help="leave it in 16 bit (of int4-weight in 8, of int8-cpu in 32); * matches (repeat)",
     )
     parser.add_argument(
         "--fp8-attention",
@@ -98,7 +101,7 @@ def _add_rounding_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-share",
         type=float,
         metavar="SHARE",
-        help="leave at most this share of the weights in 16 bit, where rounding harms most: 0.1",
+        help="keep at most this share of the weights likewise, where rounding harms most: 0.1",
     )
     parser.add_argument(
         "--fp8-rank",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvembed_deploy.export.calibration_texts import BATCH_TEXTS, FEW_BATCHES
+from nvembed_deploy.export.formats import Kernels
 from nvembed_deploy.spec import ModelSpec, PoolerForm
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ Features of a batch are there several times at once: gate, up, their product, we
 _ENGINE_COPIES, _COMPILED_BYTES_PER_SECOND, _COMPILED_WITH_DIRECTIONS = 1.8, 97e6, 71e6
 """Source: benchmarks/results/engine-full-size-fp8*-sm89.json, of TensorRT for RTX, without
 directions that are rounded twice and with them. Full TensorRT takes longer: it times kernels."""
-_KEPT_BYTES = 3
-"""More of a weight that is kept, at most, for one that is rounded: of float32 beside int8."""
+_KEPT_BYTES = {Kernels.STANDARD: 1, Kernels.CPU: 3}
+"""More of a weight that is kept, at most, for one that is rounded: 16 bits beside 8, or 8 beside 4;
+of int8-cpu 32 beside 8."""
 _NODE_BYTES, _WEIGHT_BYTES, _TOKEN_BYTES, _JSON_BYTES = 150, 150, 30, 4000
 """Disk beside the weights: per node, per weight's name (twice), per token of a built tokenizer."""
 
@@ -153,8 +155,9 @@ def folder_bytes(planned: Export) -> int:
     is_built = tokenizer.suffix == ".gguf"
     vocabulary = planned.checkpoint.spec.backbone.vocab_size
     copies = 1 if planned.recipe.engine is None else 2
+    kept = _KEPT_BYTES[planned.recipe.kernels]
     return int(
-        planned.num_bytes * (1 + _KEPT_BYTES * planned.recipe.keep_share) * copies
+        planned.num_bytes * (1 + kept * planned.recipe.keep_share) * copies
         + _WEIGHT_BYTES * len(planned.block.weights)
         + _NODE_BYTES * len(planned.block.builder.nodes)
         + (_TOKEN_BYTES * vocabulary if is_built else tokenizer.stat().st_size)

@@ -95,6 +95,8 @@ class Scheme:
     """Whether calibration finds which linears need a range per token (see `row_ranges.py`)."""
     precision: Precision = Precision.FP16
     """The number format of everything else."""
+    kept: LinearFormat | None = None
+    """How linears that are kept are stored; None: in that number format."""
 
 
 SCHEMES = {
@@ -108,7 +110,11 @@ SCHEMES = {
         precision=Precision.FP32,
     ),
     "int8-weight": Scheme(LinearFormat(Code.INT8, Activations.FLOAT), rotates=True),
-    "int4-weight": Scheme(LinearFormat(Code.INT4, Activations.FLOAT, block=128), rotates=True),
+    "int4-weight": Scheme(
+        LinearFormat(Code.INT4, Activations.FLOAT, block=128),
+        rotates=True,
+        kept=LinearFormat(Code.INT8, Activations.FLOAT),
+    ),
 }
 """What --precision names beside the number formats; docs/numerics.md has the measurements.
 FP8 rounds relative to each value, so spreading outliers gains nothing there and costs precision."""
@@ -118,16 +124,17 @@ FP8 rounds relative to each value, so spreading outliers gains nothing there and
 class Formats:
     """Which format each linear has.
 
-    `linear`, but for names that match a pattern of `keep`. Where that has a range per token, inputs
-    of names that match no pattern of `per_token` have one range instead.
+    `linear`, but `kept` for names that match a pattern of `keep`. Where `linear` has a range per
+    token, inputs of names that match no pattern of `per_token` have one range instead.
     """
 
     linear: LinearFormat | None = None
     keep: tuple[str, ...] = ()
     per_token: tuple[str, ...] = ("*",)
+    kept: LinearFormat | None = None
 
     def of(self, name: str, num_inputs: int) -> LinearFormat | None:
-        """Return a linear's format; None keeps it in the graph's precision.
+        """Return a linear's format; None is the graph's own precision.
 
         No directions are rounded twice where inputs have no range per token, and no more than a
         quarter of an input.
@@ -135,8 +142,10 @@ class Formats:
         Raises:
             RecipeError: no block size divides the number of inputs.
         """
-        if self.linear is None or _matches(name, self.keep):
+        if self.linear is None:
             return None
+        if _matches(name, self.keep):
+            return self.kept
         form = self.linear
         if form.activations is Activations.ROW and not _matches(name, self.per_token):
             form = replace(form, activations=Activations.STATIC)
@@ -205,6 +214,6 @@ def _undivided(inputs: Mapping[str, int], largest: int, keep: Iterable[str]) -> 
     told = ", ".join(f"{name} has {count} inputs" for name, count in counts.items())
     return RecipeError(
         f"{told}, which no block size from {_SMALLEST_BLOCK} to {largest} divides",
-        f"keep them in 16 bit: {' '.join(f'--keep {quote(p)}' for p in patterns)}; or in a recipe "
+        f"keep them in 8 bit: {' '.join(f'--keep {quote(p)}' for p in patterns)}; or in a recipe "
         f"keep = {json.dumps(patterns)}",
     )

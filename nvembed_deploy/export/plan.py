@@ -153,7 +153,7 @@ def _check_blocks(recipe: ExportRecipe, spec: ModelSpec) -> None:
         if num_outputs % 2 and recipe.formats.of(name, num_inputs) is not None:
             raise RecipeError(
                 f"{name} has {num_outputs} outputs, an odd number: 4-bit values lie two in a byte",
-                f"keep it in 16 bit: --keep {name}",
+                f"keep it in 8 bit: --keep {name}",
             )
 
 

@@ -89,11 +89,13 @@ class ExportRecipe:
         """How linears are quantised; empty where none is."""
         if self.scheme is None:
             return Formats()
-        linear = SCHEMES[self.scheme].linear
+        scheme = SCHEMES[self.scheme]
+        linear = scheme.linear
         if self.activations is not None:
             linear = replace(linear, activations=self.activations)
         linear = replace(linear, rank=self.rank)
-        return Formats(linear, self.keep, ("*",) if self.per_token is None else self.per_token)
+        per_token = ("*",) if self.per_token is None else self.per_token
+        return Formats(linear, self.keep, per_token, scheme.kept)
 
     @property
     def is_calibrated(self) -> bool:

@@ -1,4 +1,4 @@
-"""This file owns which linears a share of 16 bit is spent on: those whose rounding harms most.
+"""This file owns which linears a share of the weights keeps: those whose rounding harms most.
 
 Harm is what rounding does to the embedding, wherever in the model it is done. The float model runs
 to its end and back: the gradient of a random direction of the embedding, at a linear's output,

@@ -59,7 +59,7 @@ class Quantizer(Protocol):
         ...
 
     def range_of(self, name: str) -> LinearRange:
-        """Return what was seen of the linear `name`, which may be kept in 16 bit."""
+        """Return what was seen of the linear `name`, which may be kept as it is."""
         ...
 
 

@@ -29,7 +29,8 @@ FLOORS = {"fp8": 0.98, "int8": 0.998, "int8-weight": 0.999, "int4-weight": 0.8, 
 def options_of(name: str, opset: int = 23, precision: Precision = Precision.FP16) -> GraphOptions:
     scheme = SCHEMES[name]
     # The tiny pooler's 24 scores are no multiple of a block.
-    formats = Formats(scheme.linear, keep=("pooler.values",) if name == "int4-weight" else ())
+    keep = ("pooler.values",) if name == "int4-weight" else ()
+    formats = Formats(scheme.linear, keep, kept=scheme.kept)
     precision = scheme.precision if scheme.kernels is Kernels.CPU else precision
     return GraphOptions(
         precision, opset, formats=formats, rotates=scheme.rotates, kernels=scheme.kernels

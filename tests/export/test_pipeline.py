@@ -106,23 +106,30 @@ def test_a_damaged_tensor_stops_the_export_and_nothing_is_left(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
-def test_a_share_of_16_bit_is_kept_and_brings_the_vectors_nearer(
-    tmp_path: Path, tiny_assembled: Path, tiny_artifact: Path
+@pytest.mark.parametrize(
+    ("precision", "codes"), [("int8", ("fp16", "int8")), ("int4-weight", ("int8", "int4"))]
+)
+def test_a_share_is_kept_in_finer_numbers_and_brings_the_vectors_nearer(
+    tmp_path: Path,
+    tiny_assembled: Path,
+    tiny_artifact: Path,
+    precision: str,
+    codes: tuple[str, str],
 ) -> None:
+    fine, coarse = codes
     with load_encoder(tiny_artifact, "onnx") as encoder:
         exact = encoder.encode(TEXTS)
     errors, linears = {}, {}
     for share in (0.0, 0.3):
-        values = {"precision": "int8", "rounding": "nearest", "keep_share": share}
+        values = {"precision": precision, "rounding": "nearest", "keep_share": share}
+        values["keep"] = ["pooler.values"]  # of the tiny pooler, which no block divides
         out = tmp_path / str(share)
         manifest = run_export(plan_export(tiny_assembled, load_recipe(None, values)), out)
         linears[share] = manifest.linears
         with load_encoder(out, "onnx") as encoder:
             errors[share] = 1 - float((encoder.encode(TEXTS) * exact).sum(1).mean())
     assert errors[0.3] < errors[0.0]
-    kept = len(read_manifest(tmp_path / "0.3").recipe["keep"])
+    kept = len(set(read_manifest(tmp_path / "0.3").recipe["keep"]) - {"pooler.values"})
     assert kept > 0
-    assert linears[0.3] == {
-        "fp16": linears[0.0]["fp16"] + kept,
-        "int8": linears[0.0]["int8"] - kept,
-    }
+    moved = {fine: linears[0.0].get(fine, 0) + kept, coarse: linears[0.0][coarse] - kept}
+    assert linears[0.3] == {**linears[0.0], **moved}

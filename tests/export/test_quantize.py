@@ -17,6 +17,7 @@ from nvembed_deploy.export.quantize import (
     to_codes,
 )
 from nvembed_deploy.export.quantized import pack_int4
+from nvembed_deploy.export.recipe import load_recipe
 from tests import factories
 
 WEIGHT = factories.values("weight", (24, 64)) * np.linspace(0.01, 3, 24, dtype=np.float32)[:, None]
@@ -138,6 +139,12 @@ class TestFormats:
         assert formats.of("pooler.scores", 64) is None
         assert formats.of("backbone.layers.0.mlp.up_proj", 64) is None
         assert formats.of("backbone.layers.10.mlp.up_proj", 64) == SCHEMES["int8"].linear
+
+    def test_what_4_bit_keeps_is_in_8_bit_whatever_its_size(self) -> None:
+        formats = load_recipe(None, {"precision": "int4-weight", "keep": ["pooler.*"]}).formats
+        assert formats.of("pooler.scores", 97) == SCHEMES["int8-weight"].linear
+        other = formats.of("backbone.layers.0.mlp.up_proj", 128)
+        assert other == SCHEMES["int4-weight"].linear
 
     def test_a_block_is_halved_until_it_divides_the_inputs(self) -> None:
         formats = Formats(SCHEMES["int4-weight"].linear)
