@@ -233,9 +233,12 @@ def side(
 
 
 def embed_compared(run: Run, embed: Embed) -> NDArray[np.float32]:
-    """Return the rows of the compared texts, each alone and all together."""
-    alone = [embed(run.batch([length])) for length in COMPARED]
-    return np.concatenate([*alone, embed(run.batch(COMPARED))])
+    """Return the rows of the compared texts, all together and each alone.
+
+    Compiled kernels are made for the first batch: for few tokens, one reads its input twice.
+    """
+    together = embed(run.batch(COMPARED))
+    return np.concatenate([together, *(embed(run.batch([length])) for length in COMPARED)])
 
 
 def batches(lengths: Sequence[int], batch_size: int | None) -> list[list[int]]:

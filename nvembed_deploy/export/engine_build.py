@@ -149,17 +149,21 @@ def _plan_file(order: Order) -> Iterator[_HashingFile]:
     except OSError as error:
         raise ArtifactError(
             f"the engine {order.plan} cannot be written: {error}",
-            "free space for it: it is as large as the graph's weights; nothing was written",
+            "free space, or work on another disk: it is as large as the graph's weights; nothing "
+            "was written",
         ) from error
 
 
 def _layers(order: Order, api: Api, logger: Any) -> list[str] | None:  # noqa: ANN401
-    """Ask the loaded engine where it can be loaded: full TensorRT built it for this GPU."""
+    """Ask the loaded engine where it can be loaded: full TensorRT built it for this GPU.
+
+    Whatever goes wrong: this is for people to read, and the plan took minutes.
+    """
     if order.flavour is Flavour.RTX or order.flags.strip_weights:
         return None
     try:
         return api.layer_names(Path(order.plan), logger)
-    except ValueError:
+    except Exception:
         return None
 
 

@@ -44,8 +44,14 @@ def test_an_order_survives_its_pipe() -> None:
     assert sent.to_json() == order.to_json()
 
 
-def test_a_plan_is_inspected_from_its_file_when_the_builder_is_gone(tmp_path: Path) -> None:
-    """Each holds the weights: together with the plan in memory they would be three models."""
+@pytest.mark.parametrize("inspector", [ValueError, RuntimeError], ids=["not loaded", "fails"])
+def test_a_plan_is_inspected_from_its_file_when_the_builder_is_gone(
+    tmp_path: Path, inspector: type[Exception]
+) -> None:
+    """Each holds the weights: together with the plan in memory they would be three models.
+
+    An inspection that fails does not cost the plan.
+    """
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'nvembed-deploy[tensorrt-rtx]'")
     builders: list[weakref.ref[Any]] = []
     seen: list[tuple[type, Any]] = []
@@ -65,6 +71,8 @@ def test_a_plan_is_inspected_from_its_file_when_the_builder_is_gone(tmp_path: Pa
 
         def deserialize_cuda_engine(self, plan: Any) -> None:
             seen.append((type(plan), builders[0]()))
+            if inspector is not ValueError:
+                raise inspector("as a binding that is given a null pointer")
 
     module = SimpleNamespace(**vars(trt) | {"Builder": Builder, "Runtime": Runtime})
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "S"]) for name in "xy")

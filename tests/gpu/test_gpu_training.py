@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("datasets", reason="pip install 'nvembed-deploy[train]'")
+pytest.importorskip("pydantic", reason="pip install 'nvembed-deploy[train]'")
+
 from nvembed_deploy.train.journal import read_log
 from tests.train import pairs
 

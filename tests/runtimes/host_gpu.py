@@ -81,6 +81,8 @@ class HostCuda:
     calls: list[str] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
     holders: dict[int, int] = field(default_factory=dict)
+    pinned: set[int] = field(default_factory=set)
+    waited: list[int] = field(default_factory=list)
     current: int = 0
     name: bytes = b"NVIDIA H200"
     captured: Recording | None = None
@@ -143,8 +145,9 @@ class HostCuda:
         assert stream == 7
 
     @call
-    def cudaStreamSynchronize(self, _stream: int) -> None:
+    def cudaStreamSynchronize(self, stream: int) -> None:
         assert self.captured is None, "a capture does not allow to wait"
+        self.waited.append(stream)
 
     @call
     def cudaMalloc(self, size: int) -> int:
@@ -162,7 +165,9 @@ class HostCuda:
 
     @call
     def cudaHostAlloc(self, size: int, _flags: int) -> int:
-        return self.allocate(size)
+        pointer = self.allocate(size)
+        self.pinned.add(pointer)
+        return pointer
 
     @call
     def cudaFree(self, pointer: int) -> None:
@@ -173,8 +178,12 @@ class HostCuda:
         del self.memory[pointer]
 
     @call
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, _kind: int, stream: int) -> None:
+    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
         assert stream == 7
+        assert (kind, to in self.pinned, source in self.pinned) in (
+            (1, False, True),
+            (2, True, False),
+        )
         assert self.holders[to] == self.holders[source] == self.current
         self.order(lambda: ctypes.memmove(to, source, size))
 

@@ -179,9 +179,15 @@ def test_a_stripped_plan_takes_the_weights_of_the_graph(toy_artifact: Path) -> N
     )
     load(toy_artifact, api, replace(RECORD, options={"strip_weights": True}))
     assert given == [str(toy_artifact / "model.onnx")]
-    api.module.OnnxParserRefitter = lambda _r, _l: SimpleNamespace(refit_from_file=lambda _: False)
-    with pytest.raises(ArtifactError, match="did not take the weights of"):
-        load(toy_artifact, api, replace(RECORD, options={"strip_weights": True}))
+    for reads, refits in ((False, True), (True, False)):
+        api.module.Refitter = lambda *_, refits=refits: SimpleNamespace(
+            refit_cuda_engine=lambda: refits
+        )
+        api.module.OnnxParserRefitter = lambda *_, reads=reads: SimpleNamespace(
+            refit_from_file=lambda _: reads
+        )
+        with pytest.raises(ArtifactError, match="did not take the weights of"):
+            load(toy_artifact, api, replace(RECORD, options={"strip_weights": True}))
 
 
 def test_a_plan_that_cannot_be_refitted_is_told(toy_artifact: Path) -> None:

@@ -264,7 +264,10 @@ def test_arrays_on_the_gpu_are_run_where_they_lie(toy_artifact: Path) -> None:
     batch = tokens_of(toy_artifact, ["w1 w2 w3", "w4"])
     expected = runtime.embed(batch)
     arrays, before = arrays_on_gpu(cuda, batch), cuda.calls.count("cudaMemcpyAsync")
+    assert cuda.waited == [7]  # for the rows: nothing is read before
+    cuda.waited.clear()
     rows = runtime.embed_on_gpu(*arrays)
+    assert cuda.waited == [5, 7]  # where the arrays were written, then for the rows
     assert cuda.calls.count("cudaMemcpyAsync") == before
     where = rows.__cuda_array_interface__
     assert (where["shape"], where["typestr"], where["stream"]) == ((2, 16), "<f4", None)

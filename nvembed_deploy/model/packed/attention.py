@@ -71,7 +71,7 @@ def _flash(  # noqa: PLR0913, PLR0917 - as above
         value_TGK,
         queries.cuts,
         keys.cuts,
-        queries.longest,
+        max(queries.longest, 2),  # of one query each it takes for granted that no text has none
         keys.longest,
         0.0,  # dropout
         is_causal,

@@ -56,6 +56,22 @@ def test_the_gpus_operator_takes_what_it_is_given(causal):
     assert mixed.dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize("lengths", [(1, 0, 1, 1), (0, 0, 0, 0)])
+def test_the_gpus_operator_is_not_told_that_each_text_has_one_query(monkeypatch, lengths):
+    """With one it reshapes queries to [B, 1, H, K] and reads no boundaries; with none it fails."""
+    longest: list[int] = []
+
+    def operator(query, *others, **_):
+        longest.append(others[4])
+        return (query,)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
+    queries, keys = Segments.of(np.array(lengths)), Segments.of(np.array(KEYS))
+    query, key = torch.zeros(sum(lengths), 8, 8), torch.zeros(sum(KEYS), 2, 8)
+    assert _flash(query, key, key, queries, keys, False).shape == query.shape
+    assert longest[0] > 1
+
+
 @pytest.mark.parametrize(
     ("dtype", "head_width", "capability", "is_read"),
     [
