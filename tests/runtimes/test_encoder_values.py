@@ -35,7 +35,7 @@ def test_a_text_and_lists_arrays_and_columns_of_texts_become_a_list(inputs: obje
 
 
 @pytest.mark.parametrize(
-    "inputs", [7, None, b"ab", bytearray(b"a"), {"a"}, ROWS, (text for text in "ab")]
+    "inputs", [7, None, b"ab", bytearray(b"a"), {"a"}, ROWS, np.eye(1), (text for text in "ab")]
 )
 def test_what_is_no_list_of_texts_is_refused_with_its_kind(inputs: object) -> None:
     with pytest.raises(InputError, match=type(inputs).__name__):
