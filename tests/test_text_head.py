@@ -57,9 +57,10 @@ def trained(
     return tokenizer
 
 
-def one_word(step: object) -> Tokenizer:
+def one_word(step: object, **options: Any) -> Tokenizer:
     """Return one that was trained on words and then takes a text as one, as sentencepiece does."""
-    tokenizer = trained(pre_tokenizers.Metaspace(split=True), unk_token="</s>", fuse_unk=True)
+    words = pre_tokenizers.Metaspace(split=True)
+    tokenizer = trained(words, unk_token="</s>", fuse_unk=True, **options)
     is_spelling = isinstance(step, normalizers.Normalizer)
     tokenizer.pre_tokenizer = None if is_spelling else step
     if is_spelling:
@@ -96,6 +97,12 @@ def with_space() -> Tokenizer:
     return tokenizer
 
 
+def with_word_ends() -> Tokenizer:
+    tokenizer = one_word(spelled())
+    tokenizer.model.end_of_word_suffix = "."  # training takes the trainer's
+    return tokenizer
+
+
 UNKNOWN: dict[str, Callable[[], Tokenizer]] = {
     "a token over a space": lambda: trained(None, spelled()),
     "a split after the spelling": lambda: byte_level(
@@ -113,8 +120,8 @@ UNKNOWN: dict[str, Callable[[], Tokenizer]] = {
         pre_tokenizers.ByteLevel(), normalizers.Replace("e c", "")
     ),
     "dropout": lambda: byte_level(dropout=0.1),
-    "a whole word first": lambda: trained(None, spelled(), ignore_merges=True),
-    "an end of words": lambda: trained(None, end_of_word_suffix="."),
+    "a whole word first": lambda: one_word(spelled(), ignore_merges=True),
+    "an end of words": with_word_ends,
     "no BPE": lambda: Tokenizer(models.WordLevel({"a": 0})),
 }
 
