@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -100,18 +101,16 @@ def add_traceback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--traceback", action="store_true", help="show Python tracebacks")
 
 
-def positive(text: str) -> int:
-    """Read an option's number, as argparse calls it."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+def positive(text: str, *, least: int = 1) -> int:
+    """Read an option's whole number, as argparse calls it."""
+    if not text.isdecimal() or int(text) < least:
+        problem = f"got {text!r}, expected a whole number of at least {least}"
+        raise argparse.ArgumentTypeError(problem)
     return int(text)
 
 
-def seed(text: str) -> int:
-    """Read --seed, as argparse calls it."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
-    return int(text)
+seed = partial(positive, least=0)
+"""Reads --seed."""
 
 
 def check_out(option: str, path: Path | None) -> None:

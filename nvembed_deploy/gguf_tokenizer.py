@@ -22,6 +22,7 @@ from tokenizers import (
 
 from nvembed_deploy.errors import CheckpointError
 from nvembed_deploy.gguf_header import GGUFHeader, read_header
+from nvembed_deploy.text_head import LLAMA3_SPLIT
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 """Token types of llama.cpp."""
@@ -30,11 +31,6 @@ _SPACE = "\u2581"
 _GPT2 = "gpt-2"
 _LLAMA3 = "llama-bpe"
 _SMOLLM = "smollm"
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Source: tokenizer.json of Llama 3; llama.cpp's LLAMA_VOCAB_PRE_TYPE_LLAMA3."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def _smollm_split() -> pre_tokenizers.PreTokenizer:
 
 
 def _llama3_split() -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([split, spell])
 

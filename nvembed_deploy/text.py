@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from nvembed_deploy.errors import ArtifactError, InputError, TextError
 from nvembed_deploy.spec import MIN_TOKENS, TextSpec, Truncation
+from nvembed_deploy.text_head import Heads
 
 _CLEAN = "pass valid Unicode: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
 _PIECE_CHARACTERS = 4 << 20
@@ -100,7 +101,7 @@ class Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.spec = spec
-        self._tokenizer = tokenizer
+        self._tokenizer, self._heads = tokenizer, Heads(tokenizer)
 
     @classmethod
     def load(cls, path: Path, spec: TextSpec, vocab_size: int | None = None) -> Self:
@@ -172,9 +173,8 @@ class Tokenizer:
         _check_string("prompt", "" if prompt is None else prompt)
         limit = self._limit(max_tokens)
         prefix = prompt if prompt is not None else self._prefix(instruction)
-        own = self._prefix_ids(prefix)
-        tokens = []
-        for index, ids in enumerate(self._each(prefix, texts)):
+        own, tokens = self._prefix_ids(prefix), []
+        for index, ids in enumerate(self._each(prefix, texts, limit)):
             whole = [self.spec.bos_id, *ids, self.spec.eos_id]
             kept = self._truncate(whole, limit)
             is_cut = len(kept) < len(whole)
@@ -184,9 +184,8 @@ class Tokenizer:
         return tokens
 
     def _prefix(self, instruction: str) -> str:
-        if not instruction:
-            return ""
-        return self.spec.instruction_template.format(instruction=instruction)
+        template = self.spec.instruction_template
+        return template.format(instruction=instruction) if instruction else ""
 
     def _limit(self, max_tokens: int | None) -> int:
         limit = self.spec.max_tokens if max_tokens is None else max_tokens
@@ -205,16 +204,21 @@ class Tokenizer:
         """
         return self._encode(prefix, [""])[0] if prefix else []
 
-    def _each(self, prefix: str, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Yield the ids of one text after another, of few texts held whole at once.
+    def _each(self, prefix: str, texts: Sequence[str], limit: int) -> Iterator[list[int]]:
+        """Yield the ids of one text after another, or so many of the first that it is cut.
 
-        What the tokenizer says of a token takes 100 bytes, and long texts are cut only afterwards.
+        Few texts are held at once: what the tokenizer says of a token takes 100 bytes.
         """
         for start, stop in _pieces(texts):
+            piece = texts[start:stop]
+            heads = [self._heads.of(text, limit) for text in piece]
             try:
-                yield from self._encode(prefix, texts[start:stop])
+                found = self._encode(prefix, heads)
             except TextError as error:
                 raise error.at(start + error.index) from None
+            for text, part, ids in zip(piece, heads, found, strict=True):
+                is_enough = part is text or len(ids) + 2 > limit  # BOS and EOS
+                yield ids if is_enough else self._encode(prefix, [text])[0]
 
     def _encode(self, prefix: str, texts: Sequence[str]) -> list[list[int]]:
         try:

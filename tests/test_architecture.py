@@ -16,7 +16,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "nvembed_deploy"
 
 LAYERS = (
-    {"engine_record", "errors", "filelock", "installed", "kinds", "onnx_session", "spec"},
+    {
+        "engine_record",
+        "errors",
+        "filelock",
+        "installed",
+        "kinds",
+        "onnx_session",
+        "spec",
+        "text_head",
+    },
     {"cli", "config", "gguf_header", "manifest", "staging", "tensordtype", "text", "tomlfile"},
     {"artifact", "artifact_lock", "gguf_tokenizer", "tensorrt_api", "tensorwriter"},
     {"tensorfile"},

@@ -102,9 +102,12 @@ def test_fast_verification_reads_all_but_the_weights(artifact_dir: Path) -> None
     assert LAYOUT.weights in seen
 
 
-def test_cut_weights_are_refused_even_by_fast_verification(artifact_dir: Path) -> None:
-    (artifact_dir / LAYOUT.weights).write_bytes(CONTENT[LAYOUT.weights][:-1])
-    with pytest.raises(ArtifactError, match="got 699 bytes, expected 700"):
+@pytest.mark.parametrize("size", [699, 701])
+def test_weights_of_another_size_are_refused_even_by_fast_verification(
+    artifact_dir: Path, size: int
+) -> None:
+    (artifact_dir / LAYOUT.weights).write_bytes((CONTENT[LAYOUT.weights] + b"more")[:size])
+    with pytest.raises(ArtifactError, match=f"got {size} bytes, expected 700"):
         open_artifact(artifact_dir)
 
 

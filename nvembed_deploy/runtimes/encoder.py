@@ -93,7 +93,7 @@ class Encoder:
         """Embed texts. Equal texts give equal rows, whatever is beside them.
 
         Args:
-            inputs: one text, or a list, tuple or array of them.
+            inputs: one text, or a list, array or column of them.
             prompt_name: a key of `prompts`.
             prompt: a literal prefix, which is not pooled; it beats `prompt_name`.
             batch_size: most texts in a batch; None leaves it to the token budget.

@@ -5,7 +5,7 @@ Legend: N texts, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ def texts_of(inputs: object) -> list[str]:
     """Return a list of strings, or say which element is none."""
     if isinstance(inputs, str):
         return [inputs]
-    if isinstance(inputs, np.ndarray) and inputs.ndim == 1:
+    if getattr(inputs, "ndim", None) == 1 and hasattr(inputs, "tolist"):  # numpy's, and pandas'
         inputs = inputs.tolist()
-    if not isinstance(inputs, list | tuple):
+    if not isinstance(inputs, Sequence) or isinstance(inputs, bytes | bytearray | memoryview):
         raise InputError(
             f"inputs is a {type(inputs).__name__}, expected a string or a list of strings",
-            "for a column of a table, pass list(...); for a generator, encode_stream",
+            "for a set or a dictionary, pass list(...); for a generator, encode_stream",
         )
     return list(checked(inputs))
 

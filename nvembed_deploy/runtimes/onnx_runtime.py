@@ -85,8 +85,7 @@ class OnnxRuntime:
             HardwareError: the device asked for by name cannot be used.
             ArtifactError: ONNX Runtime refuses the graph.
         """
-        spec = artifact.manifest.spec
-        self.max_tokens = min(spec.text.max_tokens, spec.backbone.max_positions)
+        self.max_tokens = artifact.manifest.spec.backbone.max_positions
         target = _fit(artifact, _target(options))
         session = _open_session(artifact, target, options)
         if session.get_providers()[0] != target.providers[0]:

@@ -44,6 +44,13 @@ def test_a_short_text_is_not_padded_to_a_long_one() -> None:
     assert plan_batches([1000, 10], BatchLimits.for_device("cuda:0")) == [[0], [1]]
 
 
+def test_where_nothing_is_padded_a_batch_is_as_full_as_it_may_be() -> None:
+    limits = BatchLimits(max_batch_tokens=10, max_padding_tokens=None)
+    assert plan_batches([1, 3, 4, 2, 2, 9], limits) == [[5], [2, 1, 3], [4, 0]]
+    assert plan_batches([2, 4, 3, 2], limits) == [[1, 2, 0], [3]]
+    assert plan_batches([2, 4, 4, 2], limits) == [[1, 2, 0], [3]]
+
+
 def test_no_texts_make_no_batches() -> None:
     assert plan_batches([], BatchLimits()) == []
 

@@ -99,6 +99,16 @@ def test_a_prompt_may_be_named(encoder: Encoder) -> None:
     np.testing.assert_array_equal(named, encoder.encode("w1", prompt="find : "))
 
 
+def test_prompts_are_literal_and_instructions_in_the_template(encoder: Encoder) -> None:
+    room = {"max_length": len(["<s>", "find", ":", "w1", "</s>"])}
+    for literal in ({"prompt_name": "query"}, {"prompt": "find : "}):
+        np.testing.assert_allclose(
+            encoder.encode("w1", **literal, **room), encoder.encode("w1", **literal), atol=ROUNDING
+        )
+    with pytest.raises(InputError, match="5 tokens are allowed and the prefix has 5"):
+        encoder.encode("w1", instruction="find", **room)
+
+
 def test_a_prompt_beats_its_name_with_a_warning(
     encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,6 +138,16 @@ def test_queries_and_documents_take_their_prompts(encoder: Encoder) -> None:
     np.testing.assert_array_equal(encoder.encode_query(["w1"], prompt=""), plain)
     asked = encoder.encode(["w1"], instruction="find")
     np.testing.assert_array_equal(encoder.encode_query(["w1"], instruction="find"), asked)
+
+
+@pytest.mark.parametrize(("first", "second"), [("document", "passage"), ("passage", "corpus")])
+def test_documents_take_the_first_of_several_prompts(
+    make_toy_artifact: Callable[..., Path], first: str, second: str
+) -> None:
+    prompts = {second: "w1 " * 99, first: "match : "}  # the other would leave no room for a text
+    with load_encoder(make_toy_artifact(prompts=prompts), "onnx", options=OPTIONS) as encoder:
+        expected = encoder.encode("w1", prompt="match : ")
+        np.testing.assert_array_equal(encoder.encode_document("w1"), expected)
 
 
 def test_without_prompts_queries_and_documents_are_plain_texts(
@@ -221,20 +241,16 @@ def test_a_max_length_beyond_the_model_is_refused(encoder: Encoder) -> None:
         encoder.encode("w1", max_length=2)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (None, "inputs is a NoneType"),
-        (b"w1", "inputs is a bytes"),
-        ((t for t in ["w1"]), "inputs is a generator"),
-        (["w1", 3], r"inputs\[1\] is a int"),
-        (np.array([[1.0]]), "inputs is a ndarray"),
-        ({"text": "w1"}, "inputs is a dict"),
-    ],
-    ids=["none", "bytes", "generator", "number", "matrix", "dict"],
-)
-def test_what_is_no_text_is_refused_by_name(encoder: Encoder, inputs: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_a_text_is_never_longer_than_the_runtime_takes(encoder: Encoder) -> None:
+    encoder.runtime.max_tokens = 9
+    assert encoder.max_seq_length == 9
+    long = "w1 w2 w3 " * 9
+    np.testing.assert_array_equal(encoder.encode(long), encoder.encode(long, max_length=9))
+
+
+@pytest.mark.parametrize("inputs", [b"w1", ["w1", 3]])
+def test_what_is_no_text_is_refused(encoder: Encoder, inputs: object) -> None:
+    with pytest.raises(InputError, match=r"inputs is a bytes|inputs\[1\] is a int"):
         encoder.encode(inputs)
 
 
@@ -287,7 +303,9 @@ def test_a_broken_text_is_named_by_its_place_among_all(encoder: Encoder, num_bef
 
 def test_a_stream_gives_the_rows_of_encode(encoder: Encoder) -> None:
     texts = random_texts(40)
-    for options in ({}, {"instruction": "w3"}, {"truncate_dim": 5}, {"prompt_name": "query"}):
+    cut = {"truncate_dim": 5}
+    given = ({"instruction": "w3"}, {"prompt_name": "query"}, {"max_length": 9}, cut)
+    for options in ({}, *given, {**cut, "normalize_embeddings": False}):
         rows = np.concatenate(list(encoder.encode_stream(iter(texts), **options)))
         np.testing.assert_allclose(rows, encoder.encode(texts, **options), atol=ROUNDING)
 

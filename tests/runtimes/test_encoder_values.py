@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections import deque
+
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 
 from nvembed_deploy.errors import InputError
 from nvembed_deploy.runtimes.encoder_values import checked, tensor_of, texts_of, unit_rows
 
-
-@pytest.mark.parametrize("inputs", ["a", ["a"], ("a",), np.array(["a"])])
-def test_a_text_and_lists_tuples_and_arrays_of_texts_become_a_list(inputs: object) -> None:
-    assert texts_of(inputs) == ["a"]
+COLUMN = ["a"]
+ROWS = {"text": COLUMN}
 
 
-@pytest.mark.parametrize("inputs", [7, None, {"a": 1}, (text for text in "ab")])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        "a",
+        COLUMN,
+        ("a",),
+        deque(COLUMN),
+        np.array(COLUMN),
+        pandas.Series(COLUMN, index=[7]),
+        datasets.Dataset.from_dict(ROWS)["text"],
+    ],
+    ids=["text", "list", "tuple", "sequence", "numpy", "pandas", "datasets"],
+)
+def test_a_text_and_lists_arrays_and_columns_of_texts_become_a_list(inputs: object) -> None:
+    assert texts_of(inputs) == COLUMN
+
+
+@pytest.mark.parametrize(
+    "inputs", [7, None, b"ab", bytearray(b"a"), {"a"}, ROWS, np.eye(1), (text for text in "ab")]
+)
 def test_what_is_no_list_of_texts_is_refused_with_its_kind(inputs: object) -> None:
     with pytest.raises(InputError, match=type(inputs).__name__):
         texts_of(inputs)

@@ -64,22 +64,24 @@ def test_a_checkpoint_has_no_parity_verdict(tmp_path: Path) -> None:
         load_encoder(tmp_path, require_parity=True)
 
 
-def test_parity_can_be_required(toy_artifact: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_parity_can_be_required(toy_artifact: Path, device: str) -> None:
     with pytest.raises(ArtifactError, match="has no verdict"):
-        load_encoder(toy_artifact, require_parity=True)
+        load_encoder(toy_artifact, device=device, require_parity=True)
     update_parity(toy_artifact, {"passed": False, "min_cosine": 0.7})
     with pytest.raises(ArtifactError, match="has a failed verdict"):
-        load_encoder(toy_artifact, require_parity=True)
+        load_encoder(toy_artifact, device=device, require_parity=True)
     update_parity(toy_artifact, {"passed": True, "min_cosine": 0.9999})
-    load_encoder(toy_artifact, require_parity=True).close()
+    load_encoder(toy_artifact, device=device, require_parity=True).close()
 
 
-def test_changed_weights_are_found_when_asked(toy_artifact: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_changed_weights_are_found_when_asked(toy_artifact: Path, device: str) -> None:
     weights = bytearray((toy_artifact / LAYOUT.weights).read_bytes())
     weights[-1] ^= 1
     (toy_artifact / LAYOUT.weights).write_bytes(weights)
     with pytest.raises(ArtifactError, match="was changed"):
-        load_encoder(toy_artifact, verify="full")
+        load_encoder(toy_artifact, device=device, verify="full")
 
 
 @pytest.mark.parametrize("verify", ["ful", True, None])

@@ -20,7 +20,9 @@ from nvembed_deploy.runtimes.packed_runtime import (
     PackedRuntime,
     size_for,
 )
+from nvembed_deploy.spec import Pooling
 from nvembed_deploy.text import Batch, Tokens, collate
+from tests.model.packed.test_model import packed_model, weights_of, with_pooling
 
 LENGTHS = (9, 4, 7)
 
@@ -72,6 +74,16 @@ def test_a_long_batch_is_not_recorded(model):
     runtime = PackedRuntime(model, graphs=4, record=record_by_running(recorded))
     for _ in range(3):
         assert runtime.embed(batch(*[TOKEN_SIZES[-1] // 2] * 3)).shape[0] == 3
+    assert not recorded
+
+
+def test_a_pooler_whose_rows_see_each_other_is_not_recorded():
+    """Filling would be rows of a text (see `widen`)."""
+    recorded: list[tuple[int, int]] = []
+    model = packed_model(weights_of(with_pooling(Pooling.SELF_ATTENTION)))
+    runtime = PackedRuntime(model, graphs=4, record=record_by_running(recorded))
+    for _ in range(3):
+        runtime.embed(batch(*LENGTHS))
     assert not recorded
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -106,9 +106,19 @@ def test_a_value_that_is_not_finite_names_its_text() -> None:
             rows[rows[:, 0] == 13] = np.nan
             return rows
 
-    texts = ["1", "2", "3", "4", "13", "5"]
-    with pytest.raises(ArtifactError, match="embedding of text 4 is not finite"):
+    texts = ["1", "2", "3", "4", "6", "7", "8", "13", "5"]
+    with pytest.raises(ArtifactError, match="embedding of text 7 is not finite"):
         list(make_stream(BrokenRuntime(), 3).embed(texts, lambda _n: None))
+
+
+def test_how_many_texts_are_cut_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def cut(texts: list[str]) -> list[Tokens]:
+        return [replace(tokens, is_cut=len(tokens.ids) > 2) for tokens in tokens_of(texts)]
+
+    stream = replace(make_stream(SumRuntime()), tokenize=cut)
+    with caplog.at_level("INFO"):
+        list(stream.embed(["1", "2 2", "3 3 3", "4 4 4", "4 4 4", "5 5 5 5"], lambda _n: None))
+    assert caplog.messages == ["3 of 5 texts are cut to the most tokens"]
 
 
 def test_an_error_in_tokenising_reaches_the_caller() -> None:
