@@ -155,6 +155,21 @@ def test_a_changed_file_has_a_cache_of_its_own(
     assert folders[0] != folders[1]
 
 
+def test_other_code_has_a_cache_of_its_own(
+    plan: Callable[..., Export], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between versions too: blocks that older code rounded are not gone on from."""
+    monkeypatch.setattr("nvembed_deploy.__file__", str(tmp_path / "package" / "__init__.py"))
+    code, folders = tmp_path / "package" / "export" / "quantize.py", []
+    code.parent.mkdir(parents=True)
+    for text in ("LEAST = 1", "LEAST = 2", "LEAST = 1"):
+        code.write_text(text)
+        with open_cache(plan(precision="fp8")) as cache:
+            assert cache is not None
+            folders.append(cache.folder)
+    assert folders[0] == folders[2] != folders[1]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
