@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from nvembed_deploy.artifact import LAYOUT, hash_file
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.export import pipeline
-from nvembed_deploy.export.block_cache import BlockCache, open_cache
+from nvembed_deploy.export.block_cache import BlockCache, load_states, open_cache, save_states
 from nvembed_deploy.export.blocks import Blocks
 from nvembed_deploy.export.pipeline import run_export
 from nvembed_deploy.export.plan import Export, plan_export
@@ -38,10 +39,14 @@ class Killed(BaseException):
 
 @pytest.fixture
 def plan(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Export]:
-    """Plan an export of the tiny checkpoint, of few texts, with a cache."""
+    """Plan an export of the tiny checkpoint, of two batches of texts, with a cache."""
 
     def planned(**values: Any) -> Export:
-        given = {"calibration_texts": 8, "calibration_tokens": 16, "cache": str(tmp_path / "cache")}
+        given = {
+            "calibration_texts": 20,
+            "calibration_tokens": 16,
+            "cache": str(tmp_path / "cache"),
+        }
         return plan_export(tiny_checkpoint, load_recipe(None, given | values))
 
     return planned
@@ -117,6 +122,12 @@ def test_only_the_last_states_are_kept_and_nothing_in_the_end(
     assert [p.name for p in folder.glob("states-*")] == [f"states-{LAYERS - 1}.safetensors"]
     run_export(plan(precision="fp8"), tmp_path / "out")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_states_of_many_batches_come_back_in_their_order(tmp_path: Path) -> None:
+    states = [np.full((1, 2, 3), place, np.float32) for place in range(12)]
+    save_states(tmp_path / "states.safetensors", states)
+    np.testing.assert_array_equal(load_states(tmp_path / "states.safetensors"), states)
 
 
 @pytest.mark.parametrize(
