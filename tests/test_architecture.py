@@ -45,7 +45,6 @@ TESTED_IN = {
     # One behaviour in several files: tested where it shows.
     "artifact_lock": "parity/test_main",
     "stamps": "parity/test_side",
-    "export/blocks": "export/test_calibrate",
     "export/builder": "export/test_graph",
     "export/check_texts": "export/test_check",
     "export/dialect": "export/test_graph",

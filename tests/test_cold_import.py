@@ -210,7 +210,7 @@ def test_exporting_without_onnx_names_the_extra(tiny_checkpoint: Path, tmp_path:
     result = command("nvembed_deploy.export", str(tiny_checkpoint), str(tmp_path / "out"))
     assert result.code == 3
     assert result.err.startswith("error: exporting needs onnx, which is not installed")
-    assert "fix: pip install 'nvembed-deploy[export]'" in result.err
+    assert "fix: pip install 'nvembed-deploy[export,onnx]'" in result.err
 
 
 def test_encoding_without_a_runtime_names_the_extras(tiny_artifact: Path) -> None:

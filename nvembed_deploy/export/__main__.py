@@ -26,8 +26,8 @@ _EXAMPLES = """examples:
   nvembed-deploy export ./NV-Embed-v2 ./out --precision fp8 --engine tensorrt-rtx --target sm89
   nvembed-deploy export --recipe export/fp16.toml ./NV-Embed-v2 ./out --dry-run
 """
-_CHECK_PACKAGES = {"torch": "export", "transformers": "export", "onnxruntime": "onnx"}
-"""What the self-check imports, and the extra that brings it."""
+_CHECK_PACKAGES = ("torch", "transformers", "onnxruntime")
+"""What the self-check imports."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +164,7 @@ def export(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"exporting needs {error.name}, which is not installed",
-            "pip install 'nvembed-deploy[export]'",
+            _install(str(error.name)),
         ) from error
     if recipe.device != "cpu":
         _check_packages()
@@ -235,12 +235,20 @@ def _paths(recipe: ExportRecipe) -> tuple[Path, Path]:
 
 def _check_packages() -> None:
     """Miss what the self-check needs now, not after the weights were written."""
-    for package, extra in _CHECK_PACKAGES.items():
+    for package in _CHECK_PACKAGES:
         if find_spec(package) is None:
             raise MissingPackageError(
                 f"the self-check needs {package}, which is not installed",
-                f"pip install 'nvembed-deploy[{extra}]'",
+                _install(package),
             )
+
+
+def _install(package: str) -> str:
+    """Return what installs a package, and ONNX Runtime where it is missing too."""
+    extras = [] if package == "onnxruntime" else ["export"]
+    if find_spec("onnxruntime") is None:
+        extras.append("onnx")
+    return f"pip install 'nvembed-deploy[{','.join(extras)}]'"
 
 
 def _check_space(plan: dict[str, Any], out: Path, cache: str | None) -> None:

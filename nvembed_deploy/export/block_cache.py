@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+import nvembed_deploy
 from nvembed_deploy import filelock
 from nvembed_deploy.artifact import hash_file
 from nvembed_deploy.errors import ArtifactError, CheckpointError
@@ -159,9 +160,17 @@ def _folder_of(export: Export) -> Path | None:
     if recipe.cache is None:
         return None
     texts = hash_file(Path(recipe.calibration) if recipe.calibration else BUILT_IN)
-    facts = [stamps_of(export.checkpoint), recipe.to_dict(), texts, tool_versions()]
+    facts = [stamps_of(export.checkpoint), recipe.to_dict(), texts, tool_versions(), _code()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Path(recipe.cache) / f"{export.checkpoint.path.resolve().name}-{digest[:16]}"
+
+
+def _code() -> str:
+    """Return a digest of this package's code, which changes between versions too."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(nvembed_deploy.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _hold(handle: int, folder: Path) -> None:

@@ -9,6 +9,7 @@ Shapes: B batch, S sequence, D features, T kept tokens, P pooled tokens.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from nvembed_deploy.export.builder import GraphBuilder
@@ -64,7 +65,8 @@ class Unpadded:
             row = b.op("Reshape", attention_mask_BS, b.constant([-1]))
             pool_row = b.op("Reshape", pool_mask_BS, b.constant([-1]))
             self._kept_T, self._pooled_P = self._places(row), self._places(pool_row)
-            rank = b.op("Sub", b.op("CumSum", row, b.constant([0])), b.constant([1]))
+            first = b.table("zero", np.array(0, np.int64))  # CumSum's axis is a scalar
+            rank = b.op("Sub", b.op("CumSum", row, first), b.constant([1]))
             self._slots_BS = b.op("Reshape", rank, b.op("Shape", attention_mask_BS))
             self._pooled_of_kept_P = b.op("Gather", rank, self._pooled_P, axis=0)
         self._pool_mask_BS = pool_mask_BS

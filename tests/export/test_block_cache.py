@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from nvembed_deploy.artifact import LAYOUT, hash_file
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.export import pipeline
-from nvembed_deploy.export.block_cache import BlockCache, open_cache
+from nvembed_deploy.export.block_cache import BlockCache, load_states, open_cache, save_states
 from nvembed_deploy.export.blocks import Blocks
 from nvembed_deploy.export.pipeline import run_export
 from nvembed_deploy.export.plan import Export, plan_export
@@ -38,10 +39,14 @@ class Killed(BaseException):
 
 @pytest.fixture
 def plan(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Export]:
-    """Plan an export of the tiny checkpoint, of few texts, with a cache."""
+    """Plan an export of the tiny checkpoint, of two batches of texts, with a cache."""
 
     def planned(**values: Any) -> Export:
-        given = {"calibration_texts": 8, "calibration_tokens": 16, "cache": str(tmp_path / "cache")}
+        given = {
+            "calibration_texts": 20,
+            "calibration_tokens": 16,
+            "cache": str(tmp_path / "cache"),
+        }
         return plan_export(tiny_checkpoint, load_recipe(None, given | values))
 
     return planned
@@ -119,6 +124,12 @@ def test_only_the_last_states_are_kept_and_nothing_in_the_end(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_states_of_many_batches_come_back_in_their_order(tmp_path: Path) -> None:
+    states = [np.full((1, 2, 3), place, np.float32) for place in range(12)]
+    save_states(tmp_path / "states.safetensors", states)
+    np.testing.assert_array_equal(load_states(tmp_path / "states.safetensors"), states)
+
+
 @pytest.mark.parametrize(
     "other",
     [{"fp8_rank": 16}, {"seed": 1}, {"calibration_texts": 9}, {"keep": ["*.v_proj"]}],
@@ -153,6 +164,21 @@ def test_a_changed_file_has_a_cache_of_its_own(
             assert cache is not None
             folders.append(cache.folder)
     assert folders[0] != folders[1]
+
+
+def test_other_code_has_a_cache_of_its_own(
+    plan: Callable[..., Export], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between versions too: blocks that older code rounded are not gone on from."""
+    monkeypatch.setattr("nvembed_deploy.__file__", str(tmp_path / "package" / "__init__.py"))
+    code, folders = tmp_path / "package" / "export" / "quantize.py", []
+    code.parent.mkdir(parents=True)
+    for text in ("LEAST = 1", "LEAST = 2", "LEAST = 1"):
+        code.write_text(text)
+        with open_cache(plan(precision="fp8")) as cache:
+            assert cache is not None
+            folders.append(cache.folder)
+    assert folders[0] == folders[2] != folders[1]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,14 @@ def test_ranges_of_another_model_are_refused(
         replace(record, **change).check(record.checkpoint, record.rotation, static)
 
 
+def test_a_range_per_token_is_not_one_for_all(calibrated: Path) -> None:
+    record = CalibrationRecord.read(calibrated)
+    first = next(name for name in record.ranges if name not in record.per_token)
+    per_token = {**record.ranges, first: record.ranges[first]._replace(scale=None)}
+    with pytest.raises(RecipeError, match=f"1 linears have no such range there, as {first}"):
+        replace(record, ranges=per_token).check(record.checkpoint, record.rotation, [first])
+
+
 def test_ranges_of_other_codes_or_of_features_rotated_otherwise_are_refused(tmp_path: Path) -> None:
     """int8-cpu rotates 32 features together, int8 128; fp8 has 448 steps where int8 has 127."""
     checkpoint = factories.write_released(tmp_path / "checkpoint", factories.FUSABLE)

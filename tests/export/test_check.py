@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from nvembed_deploy.errors import GateError
 from nvembed_deploy.export import check
 from nvembed_deploy.export.check import Subject, check_graph
 from nvembed_deploy.export.check_texts import check_batches
+from nvembed_deploy.export.formats import Kernels
 from nvembed_deploy.export.graph import GraphOptions, author_graph
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.spec import Precision
@@ -68,6 +70,30 @@ def test_a_model_larger_than_memory_is_checked_block_by_block(
     assert report.passed
     assert report.method == "block by block"
     assert report.worst_block is not None
+
+
+def test_blocks_without_padding_are_compared_on_kept_tokens(
+    tmp_path: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a graph has in padded slots is not the oracle's."""
+    monkeypatch.setattr(check, "available_bytes", lambda: 0)
+    subject = written(tmp_path, tiny_weights, GraphOptions(kernels=Kernels.CPU))
+    pairs = check._run(tiny_weights, subject, check_batches(subject.tokenizer), lambda: None)
+    error = float(re.findall(r"\((.*) of its size", str(pairs.worst_block))[0])
+    assert error < 2e-3  # 4.8e-4: the table is in 16 bit
+
+
+@pytest.mark.parametrize("fault", [None, "all", "one", "length"])
+def test_mean_lowest_and_difference_each_decide(subject: Subject, fault: str | None) -> None:
+    """Of 200 texts each is off by little, one by much, or one is too long."""
+    rng = np.random.default_rng(0)
+    expected, other = (rng.standard_normal((200, 4096)) for _ in range(2))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    got = expected + (0.02 if fault == "all" else 0) * other / 64
+    got[0] += (0.1 if fault == "one" else 0) * other[0] / 64
+    got[0] *= 1.5 if fault == "length" else 1
+    half = replace(subject, options=GraphOptions(Precision.FP16))
+    assert check._report(half, check._Pairs(expected, got, "")).passed is (fault is None)
 
 
 class Changed(Weights):

@@ -77,8 +77,14 @@ def test_queries_keys_values_and_weights_are_rounded_and_nothing_else(
     rounded = [sum(n.op_type == "QuantizeLinear" for n in graph.node) for graph in graphs]
     assert rounded[1] == rounded[0] + 4 * tiny_weights.spec.backbone.num_layers
     scales = {t.name: onnx.numpy_helper.to_array(t) for t in graphs[1].initializer}
-    by_use = [n.input[1] for n in graphs[1].node if n.op_type == "QuantizeLinear"]
-    assert sum(np.isclose(scales[name], 1 / 448, rtol=1e-3).all() for name in by_use) >= 3
+    weights = {n.output[0] for n in graphs[1].node if n.op_type == "Softmax"}
+    by_use = [
+        n.input[1]
+        for n in graphs[1].node
+        if n.op_type == "QuantizeLinear" and n.input[0] in weights
+    ]
+    assert len(by_use) == tiny_weights.spec.backbone.num_layers
+    assert all(np.isclose(scales[name], 1 / 448, rtol=1e-3) for name in by_use)
 
 
 def test_no_value_seen_is_beyond_the_range(exported: Path) -> None:

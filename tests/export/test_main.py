@@ -274,6 +274,17 @@ def test_a_missing_package_is_named_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("package", ["onnx", "torch"])
+def test_all_that_is_missing_is_installed_at_once(
+    export: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """The extra `export` has no ONNX Runtime: a host has one of its kinds."""
+    for name in (package, "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "nvembed_deploy.export.pipeline", raising=False)
+    assert export().err.endswith("fix: pip install 'nvembed-deploy[export,onnx]'\n")
+
+
 def test_a_full_disk_is_said_before_anything_is_written(
     export: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

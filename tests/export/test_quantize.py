@@ -102,6 +102,20 @@ def test_a_long_row_is_not_clipped_for_its_many() -> None:
     assert np.abs(quantized.dequantize()).max(1) == pytest.approx(3, rel=0.04)
 
 
+def test_what_is_looked_at_of_a_long_row_stands_for_all_of_it() -> None:
+    """The largest, which are all looked at, must not count as much as the many."""
+    weight_OI = torch.randn(8, 40_000, generator=torch.Generator().manual_seed(0))
+    form = LinearFormat(Code.INT4, Activations.FLOAT)
+    full_O1, errors = weight_OI.abs().amax(1, keepdim=True) / 7, []
+    for scale_O1 in (
+        *(full_O1 * (1 - 0.05 * step) for step in range(10)),
+        find_scales(weight_OI, form),
+    ):
+        rounded = round_to_code(weight_OI / scale_O1, Code.INT4) * scale_O1
+        errors.append((rounded - weight_OI).square().sum(1))
+    assert (errors[-1] <= 1.15 * torch.stack(errors[:-1]).amin(0)).all()
+
+
 def test_fp8_codes_never_become_nan() -> None:
     codes = to_codes(torch.tensor([1e9, -1e9, 448.0, 460.0]), Code.FP8)
     assert codes.dtype == ml_dtypes.float8_e4m3fn

@@ -61,6 +61,12 @@ def test_few_tokens_of_a_batch_are_kept() -> None:
     assert 32 + 8 <= sum(map(len, inputs.rows_NI)) < 64 + 8
 
 
+def test_tokens_that_are_kept_stand_for_all() -> None:
+    """Errors are squared, and those with the largest values count once more."""
+    counts = sum(float(weights.square().sum()) for weights in seen(noise(1000, 4)).weights_N1)
+    assert counts == pytest.approx(1000 + 8, rel=0.03)
+
+
 def test_the_largest_token_of_many_is_kept_wherever_it_is() -> None:
     x_NI = noise(1000, 64)
     x_NI[777] *= 30

@@ -131,6 +131,7 @@ def test_the_share_is_never_exceeded_and_is_spent_where_it_pays_most() -> None:
     assert choose_kept(harms, 0) == ()
     assert choose_kept(harms, 0.3) == ("c",)
     assert choose_kept(harms, 0.4) == ("c", "d")
+    assert choose_kept(harms, 0.6) == ("c", "d"), "most harm for each weight first"
     assert choose_kept(harms, 0.95) == ("a", "b", "c")
     assert choose_kept(harms, 1.0) == ("a", "b", "c", "d")
 
