@@ -21,7 +21,7 @@ from nvembed_deploy.bench.side import (
     own_sides,
     with_distinct_names,
 )
-from nvembed_deploy.errors import GateError, InputError
+from nvembed_deploy.errors import GateError, HardwareError, InputError
 from nvembed_deploy.spec import Precision
 
 if TYPE_CHECKING:
@@ -117,6 +117,12 @@ def bench(args: argparse.Namespace) -> None:
         print_report(report, console)
     if floors:
         _hold(judge(report, floors))
+    if report.faults:
+        raise HardwareError(
+            f"{len(report.faults)} of {len(report.sides)} sides failed: "
+            + "; ".join(report.faults.values()),
+            "what the others did is above; leave these out, or measure fewer sides at once",
+        )
 
 
 def _hold(verdicts: list[Verdict]) -> None:

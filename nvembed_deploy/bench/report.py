@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class SideStart:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run."""
+    """A whole run; `faults` says why a side is missing in some tables, by its name."""
 
     date: str
     machine: dict[str, Any]
@@ -86,6 +86,7 @@ class Report:
     sides: dict[str, SideStart]
     mixes: list[MixNumbers]
     scaling: Scaling | None = None
+    faults: dict[str, str] = field(default_factory=dict)
 
     def shortage(self, mix: MixNumbers) -> str:
         """Return what to say where a mix holds fewer texts than a round was to have."""
