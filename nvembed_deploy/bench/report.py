@@ -133,7 +133,7 @@ def summarize(run: MixRun, spec: ModelSpec, facts: Mapping[str, Mapping[str, Any
 
 
 def _is_on_cpu(facts: Mapping[str, Any]) -> bool:
-    return facts.get("device", "cpu") == "cpu"
+    return str(facts.get("device", "cpu")) == "cpu"
 
 
 def _median(values: Iterable[float]) -> float:

@@ -17,9 +17,13 @@ SPEED = Floor("ours", "theirs", measured=2.0, tolerance=0.25, mix="queries")
 
 
 def test_the_speed_ratio_is_the_median_of_the_rounds_own() -> None:
-    (verdict,) = judge(made.report(), [SPEED])
+    report = made.report()
+    (verdict,) = judge(report, [SPEED])
     assert verdict.got == 2
     assert verdict.passed
+    report.mixes[0].sides.update(ours=made.side([1, 4, 2]), theirs=made.side([3, 2, 8]))
+    (verdict,) = judge(report, [SPEED])
+    assert verdict.got == 3
 
 
 def test_noise_within_the_tolerance_passes_and_more_does_not() -> None:
