@@ -79,7 +79,6 @@ TESTED_IN = {
     "bench/competitors/features": "bench/competitors/test_same_model",
     "bench/competitors/plain_forward": "bench/competitors/test_same_model",
     "bench/competitors/sentence_encoder": "bench/competitors/test_same_model",
-    "bench/competitors/weights": "bench/competitors/test_same_model",
     "__main__": "test_cold_import",
     "parity/check": "parity/test_main",
     "parity/embedding": "parity/test_faults",

@@ -21,7 +21,7 @@ from nvembed_deploy.bench.side import (
     own_sides,
     with_distinct_names,
 )
-from nvembed_deploy.errors import GateError, InputError
+from nvembed_deploy.errors import GateError, HardwareError, InputError
 from nvembed_deploy.spec import Precision
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nvembed_deploy.bench.ratios import judge, read_floors
+    from nvembed_deploy.bench.ratios import check_floors, judge, read_floors
     from nvembed_deploy.bench.report_html import render
     from nvembed_deploy.bench.run import run_benchmark
     from nvembed_deploy.bench.table import print_report
@@ -107,6 +107,7 @@ def bench(args: argparse.Namespace) -> None:
     for option in ("json", "html"):
         cli.check_out(f"--{option}", getattr(args, option))
     floors = read_floors(args.ratios) if args.ratios else []
+    check_floors(floors, [side.name for side in plan.sides], plan.mixes)
     with _progress() as note:
         report = run_benchmark(plan, note)
     if args.json:
@@ -117,6 +118,12 @@ def bench(args: argparse.Namespace) -> None:
         print_report(report, console)
     if floors:
         _hold(judge(report, floors))
+    if report.faults:
+        raise HardwareError(
+            f"{len(report.faults)} of {len(report.sides)} sides failed: "
+            + "; ".join(report.faults.values()),
+            "what the others did is above; leave these out, or measure fewer sides at once",
+        )
 
 
 def _hold(verdicts: list[Verdict]) -> None:

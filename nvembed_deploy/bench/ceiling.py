@@ -24,7 +24,8 @@ def measure_ceiling(
     """Return FLOP/s of [T, D] x [D, F] by number format; the best of repeated products.
 
     torch's, or on a processor numpy's in float32 where torch is not installed. A format that
-    neither has is left out; of a GPU all are where there is no torch that sees it.
+    neither has is left out, and so is float16 on a processor, which computes it in float32; of a
+    GPU all are where there is no torch that sees it.
 
     Args:
         hidden: D.
@@ -36,8 +37,9 @@ def measure_ceiling(
         return {}
     if find_spec("torch") is None:
         return {"fp32": _rate(_numpy_product(hidden, feed), hidden * feed)}
-    place = "cpu" if device == "cpu" else f"cuda:{device.partition(':')[2] or 0}"
-    known = [name for name in dtypes if name in _TORCH_NAMES]
+    is_cpu = device == "cpu"
+    place = "cpu" if is_cpu else f"cuda:{device.partition(':')[2] or 0}"
+    known = [n for n in dtypes if n in _TORCH_NAMES and not (is_cpu and n == "fp16")]
     return {n: _rate(_torch_product(hidden, feed, n, place), hidden * feed) for n in known}
 
 

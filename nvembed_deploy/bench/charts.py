@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from nvembed_deploy.bench.report import short
+
 COLOURS = ("#3d7ab8", "#d9822b", "#3f9e6b", "#b3527a", "#7a6cc4", "#8a8a3c", "#5aa5b5")
 _WIDTH, _ROW, _LEFT, _RIGHT = 720, 26, 210, 110
 _PLOT_HEIGHT = 240
@@ -85,7 +87,7 @@ def lines(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) -> st
     ]
     parts += [
         f"<text x='{left - 8}' y='{place(1, most * share)[1] + 4:.1f}' text-anchor='end'>"
-        f"{most * share:,.3g}</text>"
+        f"{short(most * share)}</text>"
         for share in (0.0, 0.5, 1.0)
     ]
     for row, (name, curve) in enumerate(curves.items()):
@@ -97,7 +99,7 @@ def lines(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) -> st
         for (at, value), (x, y) in zip(curve, placed, strict=True):
             parts.append(
                 f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{colour(row)}'>"
-                f"<title>{escape(name)}, {at:g}: {value:,.4g}</title></circle>"
+                f"<title>{escape(name)}, {at:g}: {short(value)}</title></circle>"
             )
     return _svg(parts, _PLOT_HEIGHT, label)
 

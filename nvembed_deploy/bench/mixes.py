@@ -72,14 +72,15 @@ def check_mixes(names: Sequence[str]) -> None:
         InputError: there is no such mix, or two would have one name in tables.
         RecipeError: a file cannot be read.
     """
-    called = [_called(name) for name in names]
+    called = [mix_name(name) for name in names]
     for name in names:
         check_mix(name)
-        if called.count(_called(name)) > 1:
-            raise InputError(f"two mixes are called {_called(name)}", "rename the file of one")
+        if called.count(mix_name(name)) > 1:
+            raise InputError(f"two mixes are called {mix_name(name)}", "rename the file of one")
 
 
-def _called(name: str) -> str:
+def mix_name(name: str) -> str:
+    """Return what tables call a mix: a file goes by its name without the ending."""
     return name if name in SHAPES or name == REAL else Path(name).stem
 
 
@@ -133,7 +134,7 @@ def make_mix(name: str, lengths: Lengths, max_tokens: int, seed: int = 0) -> Mix
     path = BUILT_IN if name == REAL else Path(name)
     texts = [Text(t.text, t.instruction) for t in read_texts(path, "mix")]
     random.Random(seed).shuffle(texts)
-    return Mix(_called(name), tuple(texts))
+    return Mix(mix_name(name), tuple(texts))
 
 
 def _cut(name: str, lengths: Lengths, max_tokens: int, seed: int) -> tuple[Text, ...]:

@@ -27,6 +27,7 @@ class WorkerProcess:
     def __init__(self, name: str, threads: int | None = None) -> None:
         """Start a Python for the side called `name`, with `threads` where they are given."""
         self.name = name
+        self.fault: errors.NVEmbedError | None = None
         self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self.started = time.perf_counter()
         environment = dict(os.environ)
@@ -50,13 +51,20 @@ class WorkerProcess:
         """Send a request and wait for its answer.
 
         Raises:
-            NVEmbedError: what the worker raised, with the side's name.
-            HardwareError: the process is gone.
+            NVEmbedError: what the worker raised, with the side's name; kept as `fault`.
+            HardwareError: the process is gone; kept too.
         """
+        try:
+            return self._ask(json.dumps({"do": do} | request) + "\n")
+        except errors.NVEmbedError as error:
+            self.fault = error
+            raise
+
+    def _ask(self, request: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps({"do": do} | request) + "\n")
+            self._process.stdin.write(request)
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:

@@ -7,10 +7,12 @@ The floors are a TOML file, written from a measurement with a tolerance for nois
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nvembed_deploy.bench.mixes import REAL, SHAPES, mix_name
 from nvembed_deploy.bench.report import MixNumbers, Report
 from nvembed_deploy.errors import RecipeError
 from nvembed_deploy.tomlfile import read_toml
@@ -47,7 +49,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A floor and what was found; None where the run does not have both sides."""
+    """A floor and what was found; None where the run does not have its mix, or a side failed."""
 
     floor: Floor
     got: float | None
@@ -71,18 +73,32 @@ def read_floors(path: Path) -> list[Floor]:
 
 
 def judge(report: Report, floors: list[Floor]) -> list[Verdict]:
-    """Hold a run against the floors.
+    """Hold a run against the floors."""
+    return [Verdict(floor, _ratio(report, floor)) for floor in floors]
+
+
+def check_floors(floors: Sequence[Floor], sides: Sequence[str], mixes: Iterable[str]) -> None:
+    """Check before a run that it can be held against the floors; it may leave out mixes.
 
     Raises:
-        RecipeError: the run has none of the sides and mixes that they are about.
+        RecipeError: a floor is of a side or mix that is not known, or all are of mixes left out.
     """
-    verdicts = [Verdict(floor, _ratio(report, floor)) for floor in floors]
-    if all(verdict.got is None for verdict in verdicts):
-        raise RecipeError(
-            "none of the ratios could be taken: the run has none of their sides and mixes",
-            "measure the sides that the file names (NAME=PATH, --against) on its mixes",
-        )
-    return verdicts
+    measured = [mix_name(mix) for mix in mixes]
+    known = list(dict.fromkeys([*SHAPES, REAL, *measured]))
+    for floor in floors:
+        for name in (floor.ours, floor.against):
+            if name not in sides:
+                raise RecipeError(
+                    f"a ratio is of the side {name!r}, and the run has {', '.join(sides)}",
+                    "name the run's sides as the file does (NAME=PATH, --against), or take it out",
+                )
+        if floor.mix and floor.mix not in known:
+            raise RecipeError(
+                f"a ratio is of the mix {floor.mix!r}, expected one of {', '.join(known)}",
+                "correct it, or measure that mix: --mix FILE.jsonl",
+            )
+    if floors and all(f.measure in _OF_A_MIX and f.mix not in measured for f in floors):
+        raise RecipeError("the run has no mix that a ratio is of", "name one of theirs: --mix")
 
 
 def _floor(table: Any, where: str) -> Floor:  # noqa: ANN401 - TOML data

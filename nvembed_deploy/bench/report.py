@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class SideNumbers:
         texts_per_second: texts.
         latency_ms: p50, p95 and p99 of single texts, and of how many (`count`).
         utilisation: useful FLOP/s over the ceiling of the same round and number format; None for
-            a server.
+            a server, and on a GPU where the first side is on a processor.
         ceiling_dtype: the number format of that ceiling.
         tokenize_share: tokenisation's part of `encode`; None for a server.
         cosine_mean: with the first side's rows, over texts.
@@ -77,7 +77,7 @@ class SideStart:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run."""
+    """A whole run; `faults` says why a side is missing in some tables, by its name."""
 
     date: str
     machine: dict[str, Any]
@@ -86,6 +86,7 @@ class Report:
     sides: dict[str, SideStart]
     mixes: list[MixNumbers]
     scaling: Scaling | None = None
+    faults: dict[str, str] = field(default_factory=dict)
 
     def shortage(self, mix: MixNumbers) -> str:
         """Return what to say where a mix holds fewer texts than a round was to have."""
@@ -105,11 +106,13 @@ def short(value: float) -> str:
 def summarize(run: MixRun, spec: ModelSpec, facts: Mapping[str, Mapping[str, Any]]) -> MixNumbers:
     """Turn the rounds of a mix into numbers; `facts` are the sides', by name."""
     first = next(iter(run.encode))
+    on_cpu = _is_on_cpu(facts[first])
     flops = model_flops(spec, run.lengths)
     sides = {}
     for name, seconds in run.encode.items():
         rates = [sum(run.lengths) / s for s in seconds]
-        dtype = _ceiling_dtype(run, str(facts[name].get("dtype", "")))
+        is_beside = _is_on_cpu(facts[name]) == on_cpu  # where the ceiling was taken
+        dtype = _ceiling_dtype(run, str(facts[name].get("dtype", "")) * is_beside)
         sides[name] = SideNumbers(
             tokens_per_second=_median(rates),
             slowest=min(rates),
@@ -127,6 +130,10 @@ def summarize(run: MixRun, spec: ModelSpec, facts: Mapping[str, Mapping[str, Any
     ceiling = {k: _median(round_[k] for round_ in run.ceiling) for k in run.ceiling[0]}
     ends = min(run.lengths), max(run.lengths)
     return MixNumbers(run.name, run.count, sum(run.lengths), *ends, ceiling, sides)
+
+
+def _is_on_cpu(facts: Mapping[str, Any]) -> bool:
+    return str(facts.get("device", "cpu")) == "cpu"
 
 
 def _median(values: Iterable[float]) -> float:

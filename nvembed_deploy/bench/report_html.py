@@ -43,6 +43,10 @@ def render(report: Report) -> str:
             f"<title>{title}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{title}{beside}</h1>",
             f"<p class='soft'>{_machine(report)}</p>",
+            *(
+                f"<p class='bad'>Left out when it failed: {escape(p)}</p>"
+                for p in report.faults.values()
+            ),
             *(part for mix in report.mixes for part in _mix(mix, report.shortage(mix))),
             *_starts(report),
             *(_scaling(report.scaling) if report.scaling else ()),

@@ -5,21 +5,23 @@ from __future__ import annotations
 import datetime
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nvembed_deploy.bench.machine import gpu_bytes, machine, versions
-from nvembed_deploy.bench.measure import Effort, Note, Workers, measure_mix
-from nvembed_deploy.bench.mixes import DEFAULT, Lengths, check_fits, check_mixes, make_mix
+from nvembed_deploy.bench.measure import Effort, MixRun, Note, Workers, measure_mix
+from nvembed_deploy.bench.mixes import DEFAULT, Lengths, Mix, check_fits, check_mixes, make_mix
 from nvembed_deploy.bench.process import WorkerProcess, start
 from nvembed_deploy.bench.report import MixNumbers, Report, SideStart, summarize
 from nvembed_deploy.bench.scaling import measure_scaling
 from nvembed_deploy.bench.side import Side, check_packages
-from nvembed_deploy.errors import InputError
+from nvembed_deploy.errors import InputError, NVEmbedError
 from nvembed_deploy.spec import ModelSpec, TextSpec
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def run_benchmark(plan: Plan, note: Note) -> Report:
     """Measure all of a plan.
 
     Raises:
-        NVEmbedError: there is no such mix, or a side cannot be opened or fails; its name is in the
-            message.
+        NVEmbedError: there is no such mix, a side cannot be opened, or the first one fails; its
+            name is in the message.
     """
     check_mixes(plan.mixes)
     check_packages(plan.sides)
@@ -73,16 +75,21 @@ def run_benchmark(plan: Plan, note: Note) -> Report:
         spec = ModelSpec.from_dict(first["spec"])
         lengths = _counter(workers)
         mixes = _measure_all(plan, _Model(spec, lengths), workers, starts, note)
-        limit = spec.text.max_tokens
-        scaling = measure_scaling(workers, lengths, limit, note) if plan.has_scaling else None
+        scaling = None
+        if plan.has_scaling:
+            limit = spec.text.max_tokens
+            scaling = _of_those_that_last(
+                workers, lambda lasting: measure_scaling(lasting, lengths, limit, note), note
+            )
         begun = _starts(starts, workers, sides)
+        faults = {name: w.fault.problem for name, w in workers.items() if w.fault is not None}
     settings = {
         "sides": [side.to_dict() for side in plan.sides],
         "effort": asdict(plan.effort),
         "starts": plan.starts,
         "seed": plan.seed,
     }
-    return Report(date, before, versions(), settings, begun, mixes, scaling)
+    return Report(date, before, versions(), settings, begun, mixes, scaling, faults)
 
 
 @contextmanager
@@ -178,11 +185,34 @@ def _measure_all(
     with WorkerProcess("ceiling", plan.sides[0].threads) as worker:
         for name in plan.mixes:
             mix = make_mix(name, model.lengths, spec.text.max_tokens, plan.seed)
-            run = measure_mix(
-                mix, workers, lambda: worker.ask("ceiling", **request), plan.effort, note
-            )
+
+            def measure(lasting: Workers, mix: Mix = mix) -> MixRun:
+                return measure_mix(
+                    mix, lasting, lambda: worker.ask("ceiling", **request), plan.effort, note
+                )
+
+            run = _of_those_that_last(workers, measure, note)
             found.append(summarize(run, spec, facts))
     return found
+
+
+def _of_those_that_last(workers: Workers, measure: Callable[[Workers], Found], note: Note) -> Found:
+    """Return what `measure` does, begun anew without a side that fails in it.
+
+    Raises:
+        NVEmbedError: the first side failed, or what is no side.
+    """
+    first = next(iter(workers.values()))
+    while True:
+        lasting = {name: worker for name, worker in workers.items() if worker.fault is None}
+        try:
+            return measure(lasting)
+        except NVEmbedError as error:
+            fallen = [worker for worker in lasting.values() if worker.fault is not None]
+            if not fallen or first in fallen:
+                raise
+            note(f"{error.problem}; going on without it")
+            fallen[0].close()
 
 
 def _starts(starts: dict[str, _Start], workers: Workers, sides: list[Side]) -> dict[str, SideStart]:
@@ -195,6 +225,6 @@ def _starts(starts: dict[str, _Start], workers: Workers, sides: list[Side]) -> d
             found[side.name] = SideStart(None, None, None, None, facts)
             continue
         load, cold = statistics.median(seen.load), statistics.median(seen.cold)
-        peak = worker.ask("memory")["peak_bytes"]
+        peak = None if worker.fault else worker.ask("memory")["peak_bytes"]
         found[side.name] = SideStart(load, cold, peak, on_gpu.get(worker.pid), facts)
     return found

@@ -37,7 +37,7 @@ def report(scaling: Scaling | None = None, name: str = "theirs") -> Report:
     return Report("2026-11-24", MACHINE, {"numpy": "2"}, {"seed": 0}, starts, [mix], scaling)
 
 
-def scaling(mixed: float = 1.0) -> Scaling:
-    """Return curves of one side."""
-    curve = {"ours": [Point(at, at * 10, 1.0) for at in (1, 2, 4)]}
+def scaling(mixed: float = 1.0, speed: float = 10.0) -> Scaling:
+    """Return curves of one side, from `speed` tokens/s on."""
+    curve = {"ours": [Point(at, at * 10, 10 / speed) for at in (1, 2, 4)]}
     return Scaling(curve, curve, {"ours": [Point(8, 80, 2.0)]}, {"ours": mixed})

@@ -17,6 +17,10 @@ def test_each_known_format_has_a_rate() -> None:
     assert all(1e6 < rate < 1e15 for rate in found.values())
 
 
+def test_a_processor_has_no_limit_of_float16_which_it_computes_in_float32() -> None:
+    assert set(measure_ceiling(64, 128, ["fp32", "fp16"])) == {"fp32"}
+
+
 def test_numpy_stands_in_where_torch_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "find_spec", lambda _name: None)
     assert set(measure_ceiling(64, 128, ["fp32", "bf16"])) == {"fp32"}

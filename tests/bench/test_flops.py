@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,10 +15,12 @@ from nvembed_deploy.spec import ModelSpec, PoolerForm
 
 def test_the_formula_counts_what_torch_counts(tiny_weights: Weights) -> None:
     model = load_model(tiny_weights, PoolerForm.FOLDED)
-    ids_BS = torch.ones(1, 40, dtype=torch.int64)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(ids_BS, ids_BS, ids_BS)
-    assert abs(counter.get_total_flops() / model_flops(tiny_weights.spec, [40]) - 1) < 0.02
+    for length in (40, 400):
+        ids_BS = torch.ones(1, length, dtype=torch.int64)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(ids_BS, ids_BS, ids_BS)
+        counted = counter.get_total_flops()
+        assert counted == pytest.approx(model_flops(tiny_weights.spec, [length]), rel=1e-6)
 
 
 def test_a_token_of_the_full_model_costs_about_two_flops_a_parameter() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,45 @@ def test_a_model_too_short_for_a_mix_is_told_at_its_first_start(
     assert "start a" in err
     assert "start b" not in err
     assert "fix: leave long out of --mix" in err
+
+
+class Falling(BaseHTTPRequestHandler):
+    """A server with TEI's route that answers one request and no more."""
+
+    answered = 0
+
+    def do_POST(self) -> None:
+        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"]
+        self.send_response(500 if Falling.answered else 200)
+        self.end_headers()
+        Falling.answered += 1
+        self.wfile.write(
+            json.dumps([[1.0] * factories.TINY.backbone.hidden_size] * len(texts)).encode()
+        )
+
+    def log_message(self, *_args: object) -> None:
+        """Say nothing."""
+
+
+def test_what_the_others_did_is_kept_where_a_side_fails(
+    tiny_artifact: Path, mix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "bench.json", tmp_path / "bench.html"
+    with HTTPServer(("127.0.0.1", 0), Falling) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"tei=http://127.0.0.1:{server.server_port}"
+        words = [f"ours={tiny_artifact}", "--mix", str(mix), "--against", url]
+        code = main([*words, "--json", str(out), "--html", str(page), *QUICK])
+        server.shutdown()
+    assert code == 3
+    shown, log = capsys.readouterr()
+    assert "HTTP Error 500" in shown
+    assert "error: 1 of 2 sides failed: tei: " in log
+    found = json.loads(out.read_text())
+    assert list(found["mixes"][0]["sides"]) == ["ours"]
+    assert found["mixes"][0]["sides"]["ours"]["tokens_per_second"] > 0
+    assert "HTTP Error 500" in found["faults"]["tei"]
+    assert "Left out when it failed: tei: " in page.read_text()
 
 
 def test_sides_of_two_sizes_are_refused_before_a_round(

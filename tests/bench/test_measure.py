@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from nvembed_deploy.bench.measure import Effort, MixRun, _cosine, measure_mix
 from nvembed_deploy.bench.mixes import Mix, Text
 
-MIX = Mix("planted", tuple(Text(f"text {i}") for i in range(100)), least_texts=20)
+MIX = Mix("planted", tuple(Text(f"text {i}", "find" * (i % 2)) for i in range(100)), least_texts=20)
 
 
 @dataclass
@@ -42,7 +43,8 @@ def measure(effort: Effort, seconds: tuple[float, float] = (0.1, 0.2)) -> tuple[
         "ours": Planted("ours", seconds[0], book),
         "theirs": Planted("theirs", seconds[1], book, [0.6, 0.8]),
     }
-    return measure_mix(MIX, sides, lambda: {"fp32": 1e12}, effort, lambda _text: None), book
+    rates = itertools.count(1.0)
+    return measure_mix(MIX, sides, lambda: {"fp32": next(rates)}, effort, lambda _text: None), book
 
 
 def test_every_round_begins_with_another_side() -> None:
@@ -50,6 +52,7 @@ def test_every_round_begins_with_another_side() -> None:
     order = [name for do, name, texts in book if do == "encode" and texts == run.count]
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
     assert list(run.encode) == ["ours", "theirs"]
+    assert run.ceiling == [{"fp32": 1.0}, {"fp32": 2.0}, {"fp32": 3.0}]
 
 
 def test_a_round_is_as_large_as_the_slowest_side_has_time_for() -> None:

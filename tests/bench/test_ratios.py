@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nvembed_deploy.bench.ratios import MEASURES, Floor, judge, read_floors
+from nvembed_deploy.bench.ratios import MEASURES, Floor, check_floors, judge, read_floors
 from nvembed_deploy.bench.report import SideStart
 from nvembed_deploy.errors import RecipeError
 from tests.bench import made
@@ -17,9 +17,13 @@ SPEED = Floor("ours", "theirs", measured=2.0, tolerance=0.25, mix="queries")
 
 
 def test_the_speed_ratio_is_the_median_of_the_rounds_own() -> None:
-    (verdict,) = judge(made.report(), [SPEED])
+    report = made.report()
+    (verdict,) = judge(report, [SPEED])
     assert verdict.got == 2
     assert verdict.passed
+    report.mixes[0].sides.update(ours=made.side([1, 4, 2]), theirs=made.side([3, 2, 8]))
+    (verdict,) = judge(report, [SPEED])
+    assert verdict.got == 3
 
 
 def test_noise_within_the_tolerance_passes_and_more_does_not() -> None:
@@ -46,9 +50,23 @@ def test_a_server_was_started_by_others_and_its_start_is_not_held() -> None:
     assert [verdict.got for verdict in judge(report, floors)] == [2, 3, None, None]
 
 
-def test_a_run_with_none_of_the_ratios_is_refused() -> None:
-    with pytest.raises(RecipeError, match="none of the ratios could be taken"):
-        judge(made.report(), [replace(SPEED, ours="x")])
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"ours": "our"}, "of the side 'our', and the run has ours, theirs"),
+        ({"against": "their"}, "of the side 'their'"),
+        ({"mix": "querys"}, "of the mix 'querys', expected one of queries, .*, real, mine"),
+        ({"mix": "long"}, "no mix that a ratio is of"),
+    ],
+)
+def test_a_ratio_that_would_hold_nothing_is_refused(changed: dict[str, str], problem: str) -> None:
+    mixes = ("queries", "folder/mine.jsonl")
+    held = [SPEED, replace(SPEED, mix="mine"), replace(SPEED, measure="memory", mix="")]
+    check_floors([*held, replace(SPEED, mix="long")], ["ours", "theirs"], mixes)
+    check_floors(held[2:], ["ours", "theirs"], mixes)
+    wrong = [replace(SPEED, **changed)]
+    with pytest.raises(RecipeError, match=problem):
+        check_floors(wrong if "no mix" in problem else held + wrong, ["ours", "theirs"], mixes)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ def test_nothing_is_fetched_or_run() -> None:
     assert not re.search(r"https?://|<script|<link|@import", page)
 
 
+def test_an_axis_is_never_in_powers() -> None:
+    page = render(made.report(made.scaling(speed=2340.4)))
+    assert ">9,362</text>" in page
+    assert not re.search(r"\de[+-]\d", page)
+
+
 def test_settings_are_words() -> None:
     effort = {"seconds": 20.0, "rounds": 5, "texts": None}
     page = render(replace(made.report(), settings={"effort": effort, "starts": 2}))

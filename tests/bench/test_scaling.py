@@ -47,5 +47,5 @@ def test_every_curve_has_every_point(tiny_artifact: Path, monkeypatch: pytest.Mo
 def test_a_side_that_pads_to_the_longest_has_a_cliff() -> None:
     workers: Any = {"padded": Padded()}
     found = measure_scaling(workers, words, 512, lambda _text: None)
-    assert found.mixed["padded"] > 2
+    assert found.mixed["padded"] == pytest.approx(24 * 256 / (8 * (16 + 64 + 256)), rel=0.1)
     assert found.cliffs == ["padded"]

@@ -44,14 +44,18 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def load(folder: Path, dtype: torch.dtype, device: torch.device) -> NVEmbed:
-    """Load the model as its library would: build empty, then take the file's tensors."""
-    from safetensors.torch import load_model
+    """Load the model as its library would: of what needs no conversion the mapped file is used.
+
+    transformers does so, and holds one copy of the weights.
+    """
+    from safetensors.torch import load_file
 
     from nvembed_deploy.model.nvembed import build_model
 
     model = build_model(read_spec(folder), dtype=dtype, device=device)
-    load_model(model, folder / WEIGHTS, device=str(device))
-    return model
+    state = load_file(folder / WEIGHTS, device=str(device))
+    model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
+    return model.requires_grad_(False)
 
 
 def trace(model: NVEmbed, out: Path) -> None:
