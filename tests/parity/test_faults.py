@@ -253,6 +253,37 @@ def test_a_reference_of_another_length_gives_no_cosine_beyond_one(
     assert found.mean_cosine == pytest.approx(1, abs=1e-6)
 
 
+def nearest(rows: np.ndarray, index: np.ndarray, *, own: bool) -> list[set[int]]:
+    similar = rows @ index.T - (9 * np.eye(len(rows), len(index)) if own else 0)
+    return [set(np.argsort(-scores)[:10].tolist()) for scores in similar]
+
+
+def test_neighbours_are_other_texts_and_the_candidates_queries_ask_the_references_index(
+    planter: Planter, reference: Subject, tmp_path: Path
+) -> None:
+    masked(lambda batch: {"pool_mask_BS": batch.attention_mask_BS})(planter)  # of queries alone
+    with Encoder(planter.runtime, planter.tokenizer, spec=SPEC) as encoder:
+        candidate = Subject.open("candidate", encoder, tmp_path)
+        found = compare_embeddings(candidate, reference, TEXTS)
+        ours, theirs = (
+            np.concatenate([side.embed(PLAIN, ""), side.embed(PLAIN, "find it")])
+            for side in (candidate, reference)
+        )
+    index = theirs[: len(PLAIN)]
+    for share, one, other in (
+        (found.neighbours, nearest(ours, ours, own=True), nearest(theirs, theirs, own=True)),
+        (
+            found.cross_neighbours,
+            nearest(ours[len(PLAIN) :], index, own=False),
+            nearest(theirs[len(PLAIN) :], index, own=False),
+        ),
+    ):
+        expected = np.mean([len(a & b) / 10 for a, b in zip(one, other, strict=True)])
+        assert share == pytest.approx(expected)
+        assert share < 1
+    assert found.worst[0].cosine == found.min_cosine < found.worst[-1].cosine
+
+
 def test_of_a_large_corpus_few_texts_are_remembered(reference: Subject, tmp_path: Path) -> None:
     subject = Subject.open("large", reference.encoder, tmp_path)
     texts = [str(i) for i in range(4000)]
