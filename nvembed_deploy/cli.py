@@ -52,6 +52,7 @@ def run(command: Command, args: argparse.Namespace) -> int:
         if told is None or getattr(args, "traceback", False):
             raise
         print(f"error: {told.problem}\nfix: {told.fix}", file=sys.stderr)  # noqa: T201
+        _let_go_of_output()
         return told.exit_code
     return 0
 
@@ -59,6 +60,14 @@ def run(command: Command, args: argparse.Namespace) -> int:
 def _forget_output() -> None:
     """Go on without standard output: its reader (head, less) went away, no error of ours."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _let_go_of_output() -> None:
+    """Write what is waiting where it can be: at its end Python would, and make the code 120."""
+    try:
+        print(end="", flush=True)  # noqa: T201
+    except OSError:
+        _forget_output()
 
 
 def _in_words(error: Exception) -> NVEmbedError | None:
@@ -214,8 +223,13 @@ def console(pipe_width: int | None = None, **options: Any) -> Iterator[Console]:
         opened.width = pipe_width
     with opened.capture() as shown:
         yield opened
+    say_to_any("\n".join(line.rstrip() for line in shown.get().splitlines()))
+
+
+def say_to_any(text: str) -> None:
+    """Print a result as `say` does, and go on where nobody reads it: a gate has yet to decide."""
     try:
-        say("\n".join(line.rstrip() for line in shown.get().splitlines()))
+        say(text)
         print(end="", flush=True)  # noqa: T201
     except BrokenPipeError:
         _forget_output()

@@ -83,7 +83,6 @@ TESTED_IN = {
     "parity/check": "parity/test_main",
     "parity/embedding": "parity/test_faults",
     "parity/report": "parity/test_main",
-    "parity/report_html": "parity/test_main",
     "parity/subject": "parity/test_faults",
     "parity/verdict": "parity/test_faults",
     "train/example": "train/test_sources",

@@ -203,27 +203,49 @@ def test_tables_lack_nothing_else_where_a_terminal_cannot_show_a_letter(
     assert written.getvalue() == b"a" * 140 + b" \\u65e5\n"
 
 
-@pytest.mark.parametrize("gate", ["", "raise GateError('below', 'look')"])
-def test_a_gate_decides_whether_or_not_somebody_reads_its_tables(gate: str) -> None:
+GATE = "raise GateError('below', 'look')"
+TABLE = "exec('with cli.console() as console: console.print(1)')"
+TOLD = b"error: below\nfix: look\n"
+
+
+def run_with_output(shown: str, output: int, *, is_buffered: bool) -> tuple[int, bytes]:
+    """Run a command that shows something and may raise; return its code and its errors."""
     code = f"""
 import argparse
 from nvembed_deploy import cli
 from nvembed_deploy.errors import GateError
 def show(_):
-    print("held back")
-    for _ in range(2):
-        with cli.console() as console:
-            console.print("row")
-    {gate}
+    print(end="held back" if {is_buffered} else "")
+    {shown}
 raise SystemExit(cli.run(show, argparse.Namespace()))
 """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, *([] if is_buffered else ["-u"]), "-c", code]
+    done = subprocess.run(
+        command, stdout=output, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("shown", [TABLE, "cli.say_to_any('{}')"], ids=["table", "json"])
+@pytest.mark.parametrize("is_buffered", [True, False])
+@pytest.mark.parametrize("gate", ["", GATE])
+def test_a_gate_decides_whether_or_not_somebody_reads_its_result(
+    shown: str, gate: str, *, is_buffered: bool
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False
-    )
+    found = run_with_output(f"{shown}; {shown}; {gate}", writer, is_buffered=is_buffered)
     os.close(writer)
-    told = (1, b"error: below\nfix: look\n") if gate else (0, b"")
-    assert (done.returncode, done.stderr) == told
+    assert found == ((1, TOLD) if gate else (0, b""))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_what_could_not_be_written_changes_no_exit_code() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert run_with_output(GATE, full, is_buffered=True) == (1, TOLD)
+    code, said = run_with_output("pass", full, is_buffered=True)
+    os.close(full)
+    assert code == 2
+    assert said.startswith(b"error: [Errno 28] No space left on device\nfix:")
+    assert said.count(b"\n") == 2

@@ -204,13 +204,13 @@ def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
     summary = verdict.summary()
     recorded = not args.no_record and record(args.artifact, summary, measured[args.artifact])
     if args.json:
-        cli.say(json.dumps(summary, allow_nan=False))
+        cli.say_to_any(json.dumps(summary, allow_nan=False))
     else:
         screen.show(verdict)
         if args.out is not None:
-            cli.say(f"report: {args.out / 'report.html'}")
+            cli.say_to_any(f"report: {args.out / 'report.html'}")
         if recorded:
-            cli.say(f"verdict written into {args.artifact}")
+            cli.say_to_any(f"verdict written into {args.artifact}")
     if not verdict.passed:
         raise GateError(
             f"{args.artifact} may not replace {args.reference}: " + "; ".join(verdict.reasons),

@@ -45,7 +45,7 @@ def _ranked(task: LocalTask) -> dict[str, Any]:
     ranked = {r["query-id"]: r["corpus-ids"] for r in tables.get("top_ranked", [])}
     return {
         "corpus": _table(corpus),
-        "queries": _table([q for q in queries if q["id"] in relevant]),
+        "queries": _table(queries),
         "relevant_docs": relevant,
         "top_ranked": ranked or None,
     }

@@ -72,20 +72,17 @@ def _tasks(verdict: Verdict) -> Iterator[str]:
     yield "<h2>Tasks</h2>"
     yield _bars(verdict)
     yield "<table><tr><th>task</th><th>metric</th><th class='n'>reference</th>"
-    yield "<th class='n'>artifact</th><th class='n'>difference</th><th>instruction</th></tr>"
+    yield "<th class='n'>artifact</th><th class='n'>difference</th><th class='n'>95 %</th>"
+    yield "<th>instruction</th></tr>"
     for task in verdict.tasks:
         tone = "" if task.passed else " style='color: var(--bad)'"
         yield (
             f"<tr><td>{escape(task.name)}</td><td>{escape(task.metric)}</td>"
             f"<td class='n'>{task.reference:.4f}</td><td class='n'>{task.candidate:.4f}</td>"
-            f"<td class='n'{tone}>{task.difference:+.4f}{_alone(task)}</td>"
+            f"<td class='n'{tone}>{task.difference:+.4f}</td><td class='n'>{task.between}</td>"
             f"<td class='soft'>{escape(task.instruction or '(none)')}</td></tr>"
         )
     yield "</table>"
-
-
-def _alone(task: TaskParity) -> str:
-    return "" if task.interval else "<div class='soft'>no interval</div>"
 
 
 def _bars(verdict: Verdict) -> str:
@@ -93,12 +90,12 @@ def _bars(verdict: Verdict) -> str:
     margin = verdict.margins.score
     tasks = [task for task in verdict.tasks if task.is_defined]
     ends = [abs(e) for t in tasks for e in _ends(t)]
-    scale = 1.25 * max([*ends, margin]) or 1.0
+    farthest = max([*ends, margin]) or 1.0
     left, right = 230, _WIDTH - 20
     middle, half = (left + right) / 2, (right - left) / 2
 
     def x(value: float) -> float:
-        return middle + half * value / scale
+        return middle + half * value / (1.25 * farthest)
 
     height = _ROW * len(tasks) + 40
     parts = [
@@ -117,10 +114,13 @@ def _bars(verdict: Verdict) -> str:
             "stroke-width='3'/>",
             f"<circle cx='{x(task.difference):.1f}' cy='{y}' r='5' fill='{tone}'/>",
         ]
-    for value in (-margin, 0.0, margin):
+    for value in (-farthest, 0.0, farthest):  # the margin's own ends may lie too close for words
         parts.append(
-            f"<text x='{x(value):.1f}' y='{height - 8}' text-anchor='middle'>{value:+g}</text>"
+            f"<text x='{x(value):.1f}' y='{height - 8}' text-anchor='middle'>{value:+.2g}</text>"
         )
+    parts.append(
+        f"<text x='{left - 12}' y='{height - 8}' text-anchor='end'>band: margin {margin:g}</text>"
+    )
     return "".join(parts) + "</svg>"
 
 

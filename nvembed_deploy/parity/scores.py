@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nvembed_deploy.parity.ranking import worth_of
+from nvembed_deploy.parity.ranking import worths
 from nvembed_deploy.parity.statistic import (
     Statistic,
     Values,
@@ -162,11 +162,10 @@ Reader = Callable[[str, Any, Any, Any], Part | None]
 
 
 def _retrieval(metric: str, _: Any, predicted: Any, rows: Any) -> Part | None:  # noqa: ANN401
-    worth = worth_of(metric)
-    if worth is None:
-        return None
     relevant = rows["relevant_docs"]
-    values = [worth(predicted.get(query, {}), truth) for query, truth in relevant.items()]
+    values = worths(metric, predicted, relevant)
+    if values is None:
+        return None
     num_judged = sum(map(_has_relevant, relevant.values()))
     return Part(np.array(values, np.float64), mean_of, "queries", num_judged)
 

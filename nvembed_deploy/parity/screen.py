@@ -48,14 +48,13 @@ def _cells(task: TaskParity) -> tuple[str, ...]:
     """Return a task's row. Its name may hold what rich takes for a colour."""
     from rich.markup import escape
 
-    between = task.interval
     return (
         "[green]yes[/]" if task.passed else "[red]no[/]",
         escape(task.name),
         f"{task.reference:.4f}",
         f"{task.candidate:.4f}",
         f"{task.difference:+.4f}",
-        f"{between.low:+.4f} .. {between.high:+.4f}" if between else "no interval",
+        task.between,
     )
 
 

@@ -131,6 +131,8 @@ def _texts(task: LocalTask) -> list[str]:
     texts: list[str] = []
     for stem in sorted(task.tables.keys() - {"qrels", "top_ranked"}):
         for row in task.tables[stem]:
-            texts += [row[key] for key in ("text", "sentence1", "sentence2") if key in row]
-            texts += row.get("human_summaries", []) + row.get("machine_summaries", [])
+            if task.kind == "summarization":  # what was summarised is not embedded
+                texts += row["human_summaries"] + row["machine_summaries"]
+            else:
+                texts += [row[key] for key in ("text", "sentence1", "sentence2") if key in row]
     return texts

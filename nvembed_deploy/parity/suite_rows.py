@@ -114,7 +114,7 @@ KINDS: dict[str, tuple[Table, ...]] = {
 
 
 def read_tables(folder: Path, kind: str) -> tuple[Tables, list[Path]]:
-    """Return the rows of a task's files, and the files.
+    """Return the rows of a task's files, and the files; of queries those that qrels.tsv judges.
 
     Raises:
         InputError: a file is missing or empty, or has a wrong line.
@@ -127,6 +127,8 @@ def read_tables(folder: Path, kind: str) -> tuple[Tables, list[Path]]:
     if "corpus" in tables:
         files.append(folder / "qrels.tsv")
         tables["qrels"] = _filled(files[-1], _qrels(files[-1], tables))
+        judged = {row["query"] for row in tables["qrels"]}
+        tables["queries"] = [row for row in tables["queries"] if row["_id"] in judged]
     return tables, files
 
 

@@ -55,6 +55,12 @@ class TaskParity:
         return self.candidate - self.reference
 
     @property
+    def between(self) -> str:
+        """The interval of the difference, in words."""
+        found = self.interval
+        return f"{found.low:+.4f} .. {found.high:+.4f}" if found else "no interval"
+
+    @property
     def is_defined(self) -> bool:
         """Whether both scores are numbers: of a truth that is the same everywhere none is."""
         return math.isfinite(self.candidate) and math.isfinite(self.reference)

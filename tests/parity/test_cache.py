@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nvembed_deploy.filelock import wait_for
 from nvembed_deploy.parity.cache import EmbeddingCache, text_key
 
 WRITER = """
@@ -110,6 +112,19 @@ def test_processes_that_write_at_once_lose_and_mix_up_nothing(tmp_path: Path) ->
     assert (tmp_path / "keys.bin").stat().st_size == 300 * 32
     found = EmbeddingCache(tmp_path, 4).get(keys(*map(str, range(300))))
     assert np.array_equal(found, np.repeat(np.arange(300, dtype=np.float32)[:, None], 4, 1))
+
+
+def test_who_appends_waits_for_who_holds_the_cache(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path, 4)
+    with (tmp_path / "keys.bin").open("rb") as held:
+        assert wait_for(held.fileno())
+        thread = threading.Thread(target=cache.add, args=(keys("a"), rows(1)))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        assert (tmp_path / "rows.bin").stat().st_size == 0
+    thread.join(30)
+    assert cache.missing(keys("a")) == []
 
 
 def test_a_write_costs_no_more_where_much_is_stored(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from nvembed_deploy.model import pooler
 from nvembed_deploy.model.nvembed import NVEmbed, build_model, load_model
 from nvembed_deploy.model.weights import Weights
 from nvembed_deploy.parity.cache import text_key
-from nvembed_deploy.parity.embedding import compare_embeddings
+from nvembed_deploy.parity.embedding import EmbeddingParity, compare_embeddings
 from nvembed_deploy.parity.margins import MARGINS
 from nvembed_deploy.parity.scores import TaskRun
 from nvembed_deploy.parity.subject import Subject, Text
@@ -251,6 +251,70 @@ def test_a_reference_of_another_length_gives_no_cosine_beyond_one(
         longer = Subject.open("longer", encoder, tmp_path)
         found = compare_embeddings(reference, longer, TEXTS)
     assert found.mean_cosine == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "said"),
+    [
+        ("mean_cosine", 0.9998, "mean cosine"),
+        ("min_cosine", 0.998, "lowest cosine"),
+        ("median_abs", 3e-6, "half of the texts move"),
+        ("batch_drift", 2e-4, "moves by 2.0e-04 with its batch"),
+        ("long_cosine", 0.9998, "a long text"),
+        ("cut_cosine", 0.9998, "a cut text"),
+        ("norm_drift", 2e-3, "lengths are off"),
+    ],
+)
+def test_each_number_alone_turns_the_verdict_red(number: str, value: float, said: str) -> None:
+    zeros = dict.fromkeys(("max_abs", "median_abs", "norm_drift", "batch_drift"), 0.0)
+    equal = replace(EmbeddingParity(30, *[1.0] * 14, [], []), **zeros)
+    assert decide([], equal, MARGINS["fp32"], "fp32").passed
+    found = decide([], replace(equal, **{number: value}), MARGINS["fp32"], "fp32")
+    assert not found.passed
+    assert [said in reason for reason in found.reasons] == [True]
+
+
+def test_one_text_of_another_length_is_seen(
+    planter: Planter, reference: Subject, tmp_path: Path
+) -> None:
+    def stretch(rows: np.ndarray) -> np.ndarray:
+        rows[0] *= 1.01
+        return rows
+
+    planter.runtime.after = stretch
+    found = judge(planter, reference, tmp_path).embedding
+    assert found.norm_drift == pytest.approx(0.01, abs=1e-5)
+
+
+def nearest(rows: np.ndarray, index: np.ndarray, *, own: bool) -> list[set[int]]:
+    similar = rows @ index.T - (9 * np.eye(len(rows), len(index)) if own else 0)
+    return [set(np.argsort(-scores)[:10].tolist()) for scores in similar]
+
+
+def test_neighbours_are_other_texts_and_the_candidates_queries_ask_the_references_index(
+    planter: Planter, reference: Subject, tmp_path: Path
+) -> None:
+    masked(lambda batch: {"pool_mask_BS": batch.attention_mask_BS})(planter)  # of queries alone
+    with Encoder(planter.runtime, planter.tokenizer, spec=SPEC) as encoder:
+        candidate = Subject.open("candidate", encoder, tmp_path)
+        found = compare_embeddings(candidate, reference, TEXTS)
+        ours, theirs = (
+            np.concatenate([side.embed(PLAIN, ""), side.embed(PLAIN, "find it")])
+            for side in (candidate, reference)
+        )
+    index = theirs[: len(PLAIN)]
+    for share, one, other in (
+        (found.neighbours, nearest(ours, ours, own=True), nearest(theirs, theirs, own=True)),
+        (
+            found.cross_neighbours,
+            nearest(ours[len(PLAIN) :], index, own=False),
+            nearest(theirs[len(PLAIN) :], index, own=False),
+        ),
+    ):
+        expected = np.mean([len(a & b) / 10 for a, b in zip(one, other, strict=True)])
+        assert share == pytest.approx(expected)
+        assert share < 1
+    assert found.worst[0].cosine == found.min_cosine < found.worst[-1].cosine
 
 
 def test_of_a_large_corpus_few_texts_are_remembered(reference: Subject, tmp_path: Path) -> None:

@@ -16,11 +16,9 @@ def task(kind: str, tables: Tables) -> LocalTask:
     return LocalTask("t", kind, "", tables, "")
 
 
-def test_only_judged_queries_are_asked(tmp_path: Path) -> None:
+def test_a_rankings_truth_is_by_query_and_document(tmp_path: Path) -> None:
     (read,) = read_suite(write_suite(tmp_path, ("reranking",)))
-    read.tables["queries"].append({"_id": "idle", "text": "a cat"})
     found = dataset_of(read, "test")["default"]["test"]
-    assert "idle" not in found["queries"]["id"]
     assert found["relevant_docs"]["q0"] == {"d0": 1, "d3": 2}
     assert found["top_ranked"]["q1"][0] == "d1"
 

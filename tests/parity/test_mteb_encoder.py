@@ -26,7 +26,7 @@ from nvembed_deploy.parity.mteb_encoder import (
 )
 from nvembed_deploy.parity.scores import TaskRun, count_rows, items_of
 from nvembed_deploy.parity.side import Side, open_subject
-from nvembed_deploy.parity.suite import KINDS, read_suite
+from nvembed_deploy.parity.suite import KINDS, count_texts, read_suite
 from tests.parity.small import text, write_suite
 
 
@@ -44,10 +44,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mtebs_score_is_the_statistic_of_its_items(
     tiny_assembled: Path, tmp_path: Path, kind: str
 ) -> None:
-    (task,) = read_suite(write_suite(tmp_path / "suite", (kind,)))
+    suite = write_suite(tmp_path / "suite", (kind,))
+    for path in suite.glob("*/queries.jsonl"):
+        path.write_text(path.read_text() + '{"_id": "of another split", "text": "a cat"}\n')
+    (task,) = read_suite(suite)
+    counts: list[int] = []
     with ExitStack() as stack:
         subject = open_subject("m", Side(tiny_assembled, device="cpu"), tmp_path / "cache", stack)
+        subject.advance = counts.append
         run = run_task(local_task(task), subject)
+        assert sum(counts) == count_texts(task)
         again = run_task(local_task(task), subject)
     assert run.score == again.score
     assert np.isfinite(run.score)

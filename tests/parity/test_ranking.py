@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores, make_score_dict
 
-from nvembed_deploy.parity.ranking import worth_of
+from nvembed_deploy.parity.ranking import worths
 
 CUTS = (1, 3, 5, 10, 20, 100, 1000)
 RNG = np.random.default_rng(0)
@@ -44,23 +44,21 @@ EXPECTED = make_score_dict(
     ],
 )
 def test_the_mean_of_the_queries_is_mtebs_score(metric: str) -> None:
-    worth = worth_of(metric)
-    assert worth is not None
-    values = [worth(FOUND[query], TRUTH[query]) for query in FOUND]
+    values = worths(metric, FOUND, TRUTH)
+    assert values is not None
+    assert len(values) == len(FOUND)
     assert np.mean(values) == pytest.approx(EXPECTED[metric], abs=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["ndcg_at_10", "map_at_1000", "recall_at_1", "mrr_at_10"])
 def test_a_query_without_result_or_without_truth_is_worth_nothing(metric: str) -> None:
-    worth = worth_of(metric)
-    assert worth is not None
-    assert worth({"d": 0.5}, {"d": 1}) == 1
-    assert worth({}, {"d": 1}) == 0
-    assert worth({"d": 0.5}, {"d": 0}) == 0
+    found = {"right": {"d": 0.5}, "empty": {}, "without truth": {"d": 0.5}}
+    truth = {"right": {"d": 1}, "empty": {"d": 1}, "without truth": {"d": 0}, "lost": {"d": 1}}
+    assert worths(metric, found, truth) == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
     "metric", ["max_over_subqueries_map_at_1000", "paired_accuracy", "ndcg_at_all", "ndcg_at_0"]
 )
 def test_an_unknown_metric_is_not_guessed(metric: str) -> None:
-    assert worth_of(metric) is None
+    assert worths(metric, FOUND, TRUTH) is None

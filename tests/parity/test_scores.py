@@ -87,6 +87,7 @@ def test_the_sets_of_an_older_clustering_task_are_items_and_its_texts_are_counte
 def test_too_few_sets_have_no_spread_that_could_be_trusted() -> None:
     few = drawn(100, default=[0.5] * 3)
     assert items_of(few) is None
+    assert items_of(drawn(100, en=[0.5] * 10, de=[0.5] * 3)) is None
     assert "no items: the difference alone, of 100 rows" in verdict(few, few).reason
 
 
@@ -167,6 +168,15 @@ def test_where_only_the_artifact_has_no_score_the_truth_is_not_blamed() -> None:
         assert any("truth that differs" in cause for cause in decided.causes) == is_blamed
 
 
+def test_a_loss_beyond_the_margin_does_not_pass_even_where_the_interval_would() -> None:
+    """The items are the score to 0.001 alone, and of equal losses the interval has no width."""
+    better = replace(drawn(100, en=[0.5] * 10), score=0.5009)
+    found = verdict(replace(drawn(100, en=[0.496] * 10), score=0.4952), better)
+    assert found.interval is not None
+    assert found.interval.low == pytest.approx(-0.004)
+    assert not found.passed
+
+
 def test_a_retrieval_by_instructions_has_items() -> None:
     found = replace(ranked("ndcg_at_20", [0] * 30, 1.0), kind="InstructionRetrieval")
     assert verdict(found, found).interval is not None
@@ -194,6 +204,14 @@ def test_pairs_are_judged_by_either_metric(metric: str, expected: float) -> None
     assert items is not None
     assert items.described == "40 pairs"
     assert items_of(run("PairClassification", predicted, rows, "max_f1", expected)) is None
+
+
+def test_a_metric_of_the_cosine_is_not_judged_by_a_better_similarity() -> None:
+    rows = {"labels": [0, 1] * 20}
+    predicted = {"cosine_scores": [0.5] * 40, "manhattan_distances": [0.9, 0.1] * 20}
+    items = items_of(run("PairClassification", predicted, rows, "cosine_ap", 0.5))
+    assert items is not None
+    assert items.score == 0.5
 
 
 def test_classification_counts_each_example_over_all_experiments() -> None:

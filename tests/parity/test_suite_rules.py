@@ -39,7 +39,10 @@ def one_learned(tables: Tables) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_task_whose_truth_differs_is_taken(tmp_path: Path, kind: str) -> None:
-    check_tables("here", kind, tables_of(tmp_path, kind))
+    tables = tables_of(tmp_path, kind)
+    for row in tables.get("qrels", [])[:1]:
+        row["score"] = 0
+    check_tables("here", kind, tables)
 
 
 @pytest.mark.parametrize(
