@@ -22,20 +22,21 @@ from nvembed_deploy.train.batch import TrainBatch, make_batch
 from nvembed_deploy.train.gradcache import Budget, backward, embedder
 from nvembed_deploy.train.interrupt import deferred_interrupt
 from nvembed_deploy.train.journal import Journal, StepRecord, View, draw_curves, open_view, read_log
-from nvembed_deploy.train.learner import (
-    Learner,
-    autocast,
-    open_learner,
-    save_checkpoint,
-    whole_weights,
-)
+from nvembed_deploy.train.learner import Learner, autocast, open_learner
 from nvembed_deploy.train.leaving import leave_group
 from nvembed_deploy.train.loss import allowed_passages, info_nce
 from nvembed_deploy.train.mixture import Blend, Mixture
 from nvembed_deploy.train.recipe import OptimizerSection, TrainRecipe
 from nvembed_deploy.train.run_data import check_unchanged, open_sources, stamps_of, tell_alone
 from nvembed_deploy.train.run_folder import check_claim, check_paths, claim, held
-from nvembed_deploy.train.saved import Progressing, load_step, save_step, saved_steps, snapshot
+from nvembed_deploy.train.saved import (
+    Progressing,
+    copy_checkpoint,
+    load_step,
+    save_step,
+    saved_steps,
+    snapshot,
+)
 from nvembed_deploy.train.shard import shard
 from nvembed_deploy.train.sources import Source
 from nvembed_deploy.train.tracking import check_tracker, start_tracker
@@ -265,10 +266,8 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self) -> None:
-        trained = whole_weights(self.learner)
         if self.accelerator.is_main_process:
-            out = self.recipe.run.out / "checkpoint"
-            save_checkpoint(self.learner, trained, out, overwrite=True)
+            copy_checkpoint(self.learner.parts, self.recipe.run.out)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> Progressing:

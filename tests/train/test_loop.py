@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,20 @@ def test_a_full_disk_is_told_and_costs_no_saved_step(
         run._save()
     assert [s.name for s in saved_steps(out)] == ["000000"]
     assert [s.name for s in (out / "steps").iterdir()] == ["000000"]
+
+
+def test_nothing_that_is_saved_goes_through_the_temporary_folder(
+    tiny_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    run = loop._Run(recipe, Accelerator(cpu=True), open_sources(recipe))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    run._save()
+    run._write_checkpoint()
+    (step,) = saved_steps(tmp_path / "run")
+    assert {path.name for path in step.iterdir()} == {"checkpoint", "state.pt"}
+    saved = {path.name for path in (step / "checkpoint").iterdir()}
+    assert {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()} == saved
 
 
 def test_a_full_disk_does_not_cost_the_recipe(tiny_base: Path, data: Path, tmp_path: Path) -> None:
