@@ -28,7 +28,7 @@ from nvembed_deploy.train.loss import allowed_passages, info_nce
 from nvembed_deploy.train.mixture import Blend, Mixture
 from nvembed_deploy.train.recipe import OptimizerSection, TrainRecipe
 from nvembed_deploy.train.run_data import check_unchanged, open_sources, stamps_of, tell_alone
-from nvembed_deploy.train.run_folder import check_claim, check_paths, claim, held
+from nvembed_deploy.train.run_folder import check_claim, check_paths, claim, held, written
 from nvembed_deploy.train.saved import (
     Progressing,
     copy_checkpoint,
@@ -67,7 +67,7 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
     Args:
         recipe: all choices.
         resume: go on from the newest saved step, or begin if there is none.
-        overwrite: remove a run that is there, once model and data of this one are open.
+        overwrite: remove a run that is there, once all that this one needs is open.
 
     Raises:
         RecipeError: `out` holds a run and neither was asked for, or another process writes it, or
@@ -92,8 +92,10 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
         run = _Run(recipe, accelerator, sources)
         run.restore(resume=resume and not overwrite)
         accelerator.wait_for_everyone()
+        earlier = written(recipe.run.out) if overwrite and is_main else []
+        start_tracker(accelerator, recipe, run.step)
         if is_main:
-            claim(recipe, sources, overwrite=overwrite)
+            claim(recipe, sources, earlier)
             tell_alone(recipe, sources)
         return run.finish()
 
@@ -153,7 +155,6 @@ class _Run:
         run, steps = self.recipe.run, self.recipe.optimizer.steps
         is_main: bool = self.accelerator.is_main_process
         journal = Journal(run.out, self.step) if is_main else None
-        start_tracker(self.accelerator, self.recipe, self.step)
         view_every = run.log_every if is_main else 0
         alone: bool = self.accelerator.num_processes == 1
         asking, viewing = deferred_interrupt(alone=alone), open_view(steps, self.step, view_every)

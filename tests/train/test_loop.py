@@ -160,7 +160,7 @@ def test_a_full_disk_does_not_cost_the_recipe(tiny_base: Path, data: Path, tmp_p
     recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
     loop.train(recipe)
     with files_up_to(10), pytest.raises(OSError):
-        claim(recipe, [], overwrite=False)
+        claim(recipe, [])
     check_claim(recipe, resume=True, overwrite=False)
 
 
