@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +25,7 @@ from nvembed_deploy.train.run_folder import check_claim, claim, held
 from nvembed_deploy.train.saved import saved_steps
 from tests.full_disk import files_up_to
 from tests.train import pairs, runs
+from tests.train.processes import start
 
 
 @pytest.fixture
@@ -92,20 +91,19 @@ def test_a_killed_process_goes_on_to_the_same_weights(
 ) -> None:
     slow = {"steps": 60, "learning_rate": 1e-3, "warmup_steps": 1}
     sections = {"optimizer": slow, "run": {"save_every": 4}}
-    values = pairs.values(tiny_base, data, tmp_path / "killed", **sections)
-    recipe = pairs.write_toml(tmp_path / "recipe.toml", values)
-    command = [*pairs.COMMAND, str(recipe)]
-    process = subprocess.Popen(command, env=pairs.ENVIRONMENT, stderr=subprocess.DEVNULL)
+    killed, whole = (
+        pairs.recipe(tiny_base, data, tmp_path / name, **sections) for name in ("killed", "whole")
+    )
+    process = start(loop.train, killed, log=tmp_path / "log")
     deadline = time.monotonic() + 120
     while len(saved_steps(tmp_path / "killed")) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     done = int(saved_steps(tmp_path / "killed")[-1].name)
     assert 8 <= done < 60
-    for out, extra in (("killed", ["--resume"]), ("whole", [])):
-        words = [*command, *extra, "--set", f"run.out={tmp_path / out}"]
-        subprocess.run(words, env=pairs.ENVIRONMENT, check=True, capture_output=True)
+    loop.train(killed, resume=True)
+    loop.train(whole)
     runs.assert_same(tmp_path / "killed", tmp_path / "whole")
     assert len(saved_steps(tmp_path / "killed")) == 2
 
