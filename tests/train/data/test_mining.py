@@ -170,6 +170,19 @@ def test_passages_carry_the_instruction_where_both_sides_are_alike(
     assert mined[0]["positive_score"] == round(float(unit("ab", "h") @ passage), 4)
 
 
+def test_a_text_that_is_query_and_passage_alike_is_embedded_once(tmp_path: Path) -> None:
+    texts = ["ab", "aab", "abb", "cd", "ccd", "ef"]
+    rows = [row(texts[i], texts[i - 2], "gh" * (i + 1)) for i in range(1, 5)]
+    found = []
+    for task_type, embedded in (("retrieval", 4 + 8), ("sts", 4 + 8 - 2)):
+        labelled = [{**r, "task_type": task_type, "instruction": "x"} for r in rows]
+        miner, teacher = Miner(labelled, TOP), LetterTeacher()
+        found.append(list(miner.mine(EmbeddingStore(tmp_path, teacher, "t"))))
+        assert len(teacher.texts) == miner.num_texts == embedded
+    for one, other in zip(*found, strict=True):  # the teacher does not know the letter x
+        assert {**one, "task_type": "sts"} == other
+
+
 def test_mined_rows_can_be_mined_again(tmp_path: Path) -> None:
     rows = [
         row("ab", "aab", "cd", "bcd", label="x", negative_labels=["y", None]),
