@@ -146,7 +146,7 @@ class _Run:
         if resume and saved:
             state = self._state()
             load_step(state, saved[-1])
-            check_unchanged(state.extra.get("sources"), self.sources, state.step)
+            check_unchanged(state.extra["sources"], self.sources, state.step)
             self.step, self.skipped = state.step, state.extra["skipped"]
             self.mixture.load_state_dict(state.extra["mixture"])
 

@@ -174,11 +174,11 @@ def _holds_steps(out: Path) -> bool:
 
 def _differing(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """List the keys that would change the result by more than rounding."""
-    keys = {f"{s}.{k}" for s in new if isinstance(new[s], dict) for k in new[s]} - _FREE
-    changed = [k for k in sorted(keys) if _at(new, k) != _at(old, k)]
-    return changed + (["data"] if new["data"] != old.get("data") else [])
-
-
-def _at(values: dict[str, Any], key: str) -> object:
-    section, _, name = key.partition(".")
-    return (values.get(section) or {}).get(name)
+    changed = {
+        f"{section}.{key}"
+        for section, values in new.items()
+        if isinstance(values, dict)
+        for key in values
+        if values[key] != (old.get(section) or {}).get(key)
+    }
+    return sorted(changed - _FREE) + (["data"] if new["data"] != old.get("data") else [])
