@@ -6,7 +6,9 @@ import json
 import shutil
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -265,6 +267,16 @@ def test_a_run_that_stopped_at_a_loss_goes_on_without_that_step(
     assert "--resume --set run.on_nan=skip" in caught.value.fix
     skips = pairs.recipe(tiny_base, data, tmp_path / "run", run={"on_nan": "skip"})
     assert loop.train(skips, resume=True).skipped == 1
+
+
+def test_no_step_and_no_process_drops_what_another_does() -> None:
+    seeds = set()
+    for seed, step, rank in product(range(3), range(4), range(2)):
+        recipe = SimpleNamespace(run=SimpleNamespace(seed=seed))
+        place = SimpleNamespace(num_processes=2, process_index=rank)
+        run: Any = SimpleNamespace(recipe=recipe, step=step, accelerator=place)
+        seeds.add(loop._Run._seed_of_step(run))
+    assert len(seeds) == 3 * 4 * 2
 
 
 def test_steps_are_those_of_adamw_on_clipped_gradients(
