@@ -122,6 +122,8 @@ def test_own_negatives_stay_where_the_rule_lets_pass_too_few(tmp_path: Path) -> 
     assert mined[0]["negative_scores"] == sorted(mined[0]["negative_scores"], reverse=True)
     assert mined[1]["negatives"] == []  # it had none
     assert report.rows_without == 1
+    mined, _ = mine(tmp_path / "more", rows, Choice(count=3, depth=5), (*near[:3], "gha"))
+    assert mined[0]["negatives"] == ["gha", "gbc", "efh"]
 
 
 def test_a_query_of_more_positives_than_the_depth_has_negatives(tmp_path: Path) -> None:
