@@ -31,6 +31,10 @@ def test_a_run_is_never_overwritten_unasked(tiny_base: Path, data: Path, tmp_pat
     other = pairs.recipe(tiny_base, data, tmp_path / "run", loss={"temperature": 0.2})
     with pytest.raises(RecipeError, match=r"another recipe: loss\.temperature differ"):
         loop.train(other, resume=True)
+    values = pairs.values(tiny_base, data, tmp_path / "run")
+    values["data"].append({"path": str(data), "weight": 2.0})
+    with pytest.raises(RecipeError, match=r"another recipe: data differ"):
+        loop.train(TrainRecipe.model_validate(values), resume=True)
     loop.train(other, overwrite=True)
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert stored["loss"]["temperature"] == 0.2
