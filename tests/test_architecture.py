@@ -87,7 +87,6 @@ TESTED_IN = {
     "parity/verdict": "parity/test_faults",
     "train/example": "train/test_sources",
     "train/run_data": "train/test_loop",
-    "train/run_folder": "train/test_loop",
     "train/saved": "train/test_loop",
     "train/start": "train/test_learner",
     # Plain data, protocols and a PEP 562 attribute.

@@ -41,7 +41,8 @@ class _Chunk:
 def backward(rows: Sequence[Tokens], embed: Embed, loss_of: Loss, budget: Budget) -> float:
     """Add the gradient of `loss_of(embedding_ND)` to the parameters; return the loss.
 
-    Parameters' gradients are this rank's share: sum them over ranks.
+    Parameters' gradients are this rank's share: sum them over ranks. Random generators are left
+    anywhere: seed them before each batch.
     """
     lengths = np.array([len(row.ids) for row in rows])
     chunks = _embed(rows, embed, split_rows(lengths, budget, *_ranks()))
@@ -117,10 +118,8 @@ def _send_back(
 ) -> None:
     embedding_BD = chunk.embedding_BD
     if chunk.random is not None:
-        after = _random_state()
         _set_random_state(chunk.random)
         embedding_BD = _embed_rows(rows, chunk.indices, embed)
-        _set_random_state(after)
     gradient_BD = gradient_ND[chunk.indices]
     (embedding_BD * gradient_BD).sum().backward()  # type: ignore[no-untyped-call]
     chunk.embedding_BD = embedding_BD.detach()

@@ -29,7 +29,6 @@ from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.model.names import BACKBONE, backbone_shapes, released_name
 from nvembed_deploy.model.nvembed import NVEmbed, load_model
 from nvembed_deploy.model.weights import Weights, open_weights
-from nvembed_deploy.spec import ModelSpec
 from nvembed_deploy.tensorwriter import SafetensorsWriter
 from nvembed_deploy.text import Tokenizer
 from nvembed_deploy.train.recipe import AdapterSection, TrainRecipe
@@ -163,21 +162,18 @@ def _adapter_key(name: str) -> str:
     return _ADAPTER_KEY + tail
 
 
-def save_checkpoint(
-    learner: Learner, trained: dict[str, torch.Tensor], out: Path, *, overwrite: bool = False
-) -> ModelSpec:
+def save_checkpoint(learner: Learner, trained: dict[str, torch.Tensor], out: Path) -> None:
     """Write adapter (PEFT layout) and pooler as a checkpoint folder; it appears whole.
 
     Args:
         learner: what was trained.
         trained: its `whole_weights`.
-        out: the folder to write.
-        overwrite: replace a checkpoint that is there.
+        out: the folder to write; its disk holds the parts too, which the temporary one may not.
 
     Raises:
-        ArtifactError: `out` exists and is not to be replaced, or the disk is full.
+        ArtifactError: `out` exists, or the disk is full.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         adapter, pooler = Path(scratch) / "adapter", Path(scratch) / "pooler.safetensors"
         adapter.mkdir()
         config = dataclasses.replace(learner.config, inference_mode=True)
@@ -190,7 +186,7 @@ def save_checkpoint(
         parts = dataclasses.replace(
             learner.parts, adapter=adapter, pooler=pooler if poolings else None
         )
-        return assemble_checkpoint(parts, out, overwrite=overwrite)
+        assemble_checkpoint(parts, out)
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -22,20 +22,21 @@ from nvembed_deploy.train.batch import TrainBatch, make_batch
 from nvembed_deploy.train.gradcache import Budget, backward, embedder
 from nvembed_deploy.train.interrupt import deferred_interrupt
 from nvembed_deploy.train.journal import Journal, StepRecord, View, draw_curves, open_view, read_log
-from nvembed_deploy.train.learner import (
-    Learner,
-    autocast,
-    open_learner,
-    save_checkpoint,
-    whole_weights,
-)
+from nvembed_deploy.train.learner import Learner, autocast, open_learner
 from nvembed_deploy.train.leaving import leave_group
 from nvembed_deploy.train.loss import allowed_passages, info_nce
 from nvembed_deploy.train.mixture import Blend, Mixture
 from nvembed_deploy.train.recipe import OptimizerSection, TrainRecipe
 from nvembed_deploy.train.run_data import check_unchanged, open_sources, stamps_of, tell_alone
-from nvembed_deploy.train.run_folder import check_claim, check_paths, claim, held
-from nvembed_deploy.train.saved import Progressing, load_step, save_step, saved_steps, snapshot
+from nvembed_deploy.train.run_folder import check_claim, check_paths, claim, held, written
+from nvembed_deploy.train.saved import (
+    Progressing,
+    copy_checkpoint,
+    load_step,
+    save_step,
+    saved_steps,
+    snapshot,
+)
 from nvembed_deploy.train.shard import shard
 from nvembed_deploy.train.sources import Source
 from nvembed_deploy.train.tracking import check_tracker, start_tracker
@@ -66,7 +67,7 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
     Args:
         recipe: all choices.
         resume: go on from the newest saved step, or begin if there is none.
-        overwrite: remove a run that is there, once model and data of this one are open.
+        overwrite: remove a run that is there, once all that this one needs is open.
 
     Raises:
         RecipeError: `out` holds a run and neither was asked for, or another process writes it, or
@@ -91,8 +92,10 @@ def train(recipe: TrainRecipe, *, resume: bool = False, overwrite: bool = False)
         run = _Run(recipe, accelerator, sources)
         run.restore(resume=resume and not overwrite)
         accelerator.wait_for_everyone()
+        earlier = written(recipe.run.out) if overwrite and is_main else []
+        start_tracker(accelerator, recipe, run.step)
         if is_main:
-            claim(recipe, sources, overwrite=overwrite)
+            claim(recipe, sources, earlier)
             tell_alone(recipe, sources)
         return run.finish()
 
@@ -143,7 +146,7 @@ class _Run:
         if resume and saved:
             state = self._state()
             load_step(state, saved[-1])
-            check_unchanged(state.extra.get("sources"), self.sources, state.step)
+            check_unchanged(state.extra["sources"], self.sources, state.step)
             self.step, self.skipped = state.step, state.extra["skipped"]
             self.mixture.load_state_dict(state.extra["mixture"])
 
@@ -152,7 +155,6 @@ class _Run:
         run, steps = self.recipe.run, self.recipe.optimizer.steps
         is_main: bool = self.accelerator.is_main_process
         journal = Journal(run.out, self.step) if is_main else None
-        start_tracker(self.accelerator, self.recipe, self.step)
         view_every = run.log_every if is_main else 0
         alone: bool = self.accelerator.num_processes == 1
         asking, viewing = deferred_interrupt(alone=alone), open_view(steps, self.step, view_every)
@@ -265,10 +267,8 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self) -> None:
-        trained = whole_weights(self.learner)
         if self.accelerator.is_main_process:
-            out = self.recipe.run.out / "checkpoint"
-            save_checkpoint(self.learner, trained, out, overwrite=True)
+            copy_checkpoint(self.learner.parts, self.recipe.run.out)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> Progressing:

@@ -86,21 +86,17 @@ def stamps_of(sources: Sequence[Source]) -> list[dict[str, Any]]:
     return [{"path": r.path, "kept": r.kept, "digest": r.digest} for r in reports]
 
 
-def check_unchanged(
-    saved: list[dict[str, Any]] | None, sources: Sequence[Source], step: int
-) -> None:
+def check_unchanged(saved: list[dict[str, Any]], sources: Sequence[Source], step: int) -> None:
     """Refuse to go on with other data than a step was trained on.
 
     Args:
-        saved: the step's `stamps_of`; None, as in older runs, compares nothing.
+        saved: the step's `stamps_of`.
         sources: what is to be trained on.
         step: its number.
 
     Raises:
         InputError: examples are others, or in another order; all such sources are listed.
     """
-    if saved is None:
-        return
     changed = [
         f"{new['path']}, {_difference(old['kept'], new['kept'])}"
         for old, new in zip(saved, stamps_of(sources), strict=True)

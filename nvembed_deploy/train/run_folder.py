@@ -25,7 +25,8 @@ RECIPE = "recipe.json"
 DATA = "data"
 _LOCK = "run.lock"
 _CHECKPOINT, _NAMED = "checkpoint", 5
-_WRITTEN = (_CHECKPOINT, CURVES, "tensorboard", "wandb", LOG, "steps", RECIPE)
+_TRACKED = ("tensorboard", "wandb")
+_WRITTEN = (_CHECKPOINT, CURVES, *_TRACKED, LOG, "steps", RECIPE)
 """What a run writes beside its tables, in the order it is removed: what is left when that is
 killed is still a run, which begins again only if asked to."""
 _WATCHING = {"run.log_every", "run.save_every", "run.keep", "run.tracker", "run.out"}
@@ -130,18 +131,32 @@ def _check_checkpoint(folder: Path) -> None:
         )
 
 
-def claim(recipe: TrainRecipe, sources: Sequence[Source], *, overwrite: bool) -> None:
-    """Make `out` this recipe's, now that all it needs is open; remove a run that is overwritten.
+def written(out: Path) -> list[Path]:
+    """List what the run that is in `out` has written beside its tables, as `_WRITTEN` is sorted.
 
-    What else is in the folder stays, and so do the tables of `sources`.
+    Of trackers each file and folder: the next run's tracker writes beside them.
+    """
+    if not (out / RECIPE).exists():
+        return []
+    places = [[*(out / n).glob("*")] if n in _TRACKED else [out / n] for n in _WRITTEN]
+    return [place for several in places for place in several]
+
+
+def claim(recipe: TrainRecipe, sources: Sequence[Source], earlier: Sequence[Path] = ()) -> None:
+    """Make `out` this recipe's, now that all it needs is open.
+
+    Args:
+        recipe: of the run that begins.
+        sources: its data, whose tables stay.
+        earlier: what is removed: all that was `written` by the run that is overwritten.
     """
     out = recipe.run.out
-    if overwrite and (out / RECIPE).exists():
+    if earlier:
         used = {source.folder.name for source in sources}
         for table in [t for t in (out / DATA).iterdir() if is_table(t) and t.name not in used]:
             _remove(table)
-        for name in _WRITTEN:
-            _remove(out / name)
+        for place in earlier:
+            _remove(place)
     replace_text(out / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
 
 
@@ -159,11 +174,11 @@ def _holds_steps(out: Path) -> bool:
 
 def _differing(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """List the keys that would change the result by more than rounding."""
-    keys = {f"{s}.{k}" for s in new if isinstance(new[s], dict) for k in new[s]} - _FREE
-    changed = [k for k in sorted(keys) if _at(new, k) != _at(old, k)]
-    return changed + (["data"] if new["data"] != old.get("data") else [])
-
-
-def _at(values: dict[str, Any], key: str) -> object:
-    section, _, name = key.partition(".")
-    return (values.get(section) or {}).get(name)
+    changed = {
+        f"{section}.{key}"
+        for section, values in new.items()
+        if isinstance(values, dict)
+        for key in values
+        if values[key] != (old.get(section) or {}).get(key)
+    }
+    return sorted(changed - _FREE) + (["data"] if new["data"] != old.get("data") else [])

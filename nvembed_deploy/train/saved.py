@@ -8,7 +8,7 @@ so that nothing is unpickled that could run code). Older steps are pruned.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from nvembed_deploy.errors import ArtifactError, CheckpointError
+from nvembed_deploy.model.assemble import Parts, assemble_checkpoint
 from nvembed_deploy.staging import staged_folder
 from nvembed_deploy.train.learner import Learner, load_weights, save_checkpoint, whole_weights
 
@@ -68,6 +69,19 @@ def save_step(learner: Learner, contents: dict[str, Any], out: Path, keep: int) 
     for old in saved_steps(out)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def copy_checkpoint(parts: Parts, out: Path) -> None:
+    """Make `out/checkpoint` of the newest step's, in place of the one that is there.
+
+    Args:
+        parts: what it is made of, but for adapter and pooler.
+        out: the run's folder.
+    """
+    saved = saved_steps(out)[-1] / "checkpoint"
+    pooler = saved / "pooler.safetensors"
+    trained = replace(parts, adapter=saved / "adapter", pooler=pooler if pooler.exists() else None)
+    assemble_checkpoint(trained, out / "checkpoint", overwrite=True)
 
 
 def _write(path: Path, contents: dict[str, Any]) -> None:

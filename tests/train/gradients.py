@@ -1,8 +1,7 @@
-"""A process of test_shard.py: one batch's loss and gradients, gathered from all processes."""
+"""Shared by the processes of test_shard.py: a batch's loss and gradients, gathered from all."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,11 @@ def gradients(recipe: TrainRecipe) -> dict[str, torch.Tensor]:
     return found
 
 
-if __name__ == "__main__":
-    found = gradients(load_recipe(Path(sys.argv[1])))
+def write_gradients(recipe: Path, out: Path) -> None:
+    """Write a recipe's `gradients`, as one of several processes."""
+    found = gradients(load_recipe(recipe))
     if torch.distributed.get_rank() == 0:
-        save_file(found, sys.argv[2])
+        save_file(found, out)
     accelerator = Accelerator(cpu=True)
     accelerator.wait_for_everyone()
     leave_group(accelerator)

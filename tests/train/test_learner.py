@@ -93,6 +93,8 @@ def test_adapter_and_pooler_learn_and_nothing_else(tiny_base: Path, tmp_path: Pa
     assert {n.split(".")[0] for n in trained} == {"backbone", "pooler"}
     assert all("lora_" in n or n.startswith("pooler.") for n in trained)
     assert len([n for n in trained if "lora_" in n]) == 3 * 7 * 2
+    config = learner.config
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 4, 0.1)
     adapter, pooler = learner.groups(1e-3, 1e-4)
     assert (adapter["lr"], pooler["lr"]) == (1e-3, 1e-4)
     assert len(adapter["params"]) + len(pooler["params"]) == len(trained)
@@ -105,6 +107,8 @@ def test_a_second_stage_begins_where_the_first_ended(tiny_base: Path, tmp_path: 
     values["model"], values["adapter"] = {"checkpoint": str(tmp_path / "one")}, {"dropout": 0.2}
     recipe = TrainRecipe.model_validate(values)
     second, _ = open_learner(recipe, torch.float32, CPU)
+    drops = {m.p for m in second.modules() if isinstance(m, torch.nn.Dropout) and m.training}
+    assert drops == {0.2}
     second.eval()
     assert np.abs(embed(second, tokenizer) - embed(first, tokenizer)).max() <= 1e-6
     assert {n: p.shape for n, p in second.trained().items()} == {

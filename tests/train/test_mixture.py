@@ -35,6 +35,13 @@ def test_a_source_is_passed_through_whole_before_it_repeats_in_another_order() -
     assert drawn[:50] != drawn[50:]
 
 
+def test_sources_of_a_length_have_orders_of_their_own() -> None:
+    alike = Mixture([source("a", 20), source("b", 20)], Blend((1.0, 1.0), 0, False), 0)
+    drawn = [e.query for e in alike.draw(60)]
+    first, second = ([q[1:] for q in drawn if q[0] == name][:15] for name in "ab")
+    assert first != second
+
+
 def test_a_batch_of_one_source_has_one() -> None:
     many = mixture(one=True)
     sizes = [len({e.instruction for e in many.draw(6)}) for _ in range(20)]
@@ -57,6 +64,6 @@ def test_a_seed_makes_another_order() -> None:
 
 def test_at_most_so_many_negatives_and_not_always_the_first() -> None:
     drawn = mixture(most=2).draw(50)
-    assert {len(e.negatives) for e in drawn} == {2}
+    assert {len(set(e.negatives)) for e in drawn} == {2}
     assert len({e.negatives for e in drawn}) > 5
     assert {len(e.negatives) for e in mixture(most=0).draw(5)} == {0}

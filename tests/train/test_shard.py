@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from nvembed_deploy.train import loop
 from nvembed_deploy.train.journal import read_log
 from nvembed_deploy.train.recipe import load_recipe
 from tests.train import pairs, runs
-from tests.train.gradients import gradients
+from tests.train.gradients import gradients, write_gradients
+from tests.train.processes import two
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -29,14 +31,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
 """Several chunks a process, of which some are computed twice."""
 
 
-def torchrun(*words: str) -> str:
-    """Run a module in two processes and return what they printed."""
-    command = [*TORCHRUN, "-m", *words]
-    done = subprocess.run(
-        command, cwd=ROOT, env=pairs.ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return done.stdout
+def train(recipe: Path, changes: dict[str, str] | None = None, *, resume: bool = False) -> None:
+    """Run a recipe, in one process of two."""
+    assert loop.train(load_recipe(recipe, changes), resume=resume).processes == 2
 
 
 def write_recipe(base: Path, folder: Path, **changes: dict[str, Any]) -> Path:
@@ -51,7 +48,7 @@ def test_two_processes_find_the_gradients_of_one(
 ) -> None:
     run = {"shard": True, "gradient_checkpointing": True, "precision": precision}
     path = write_recipe(tiny_base, tmp_path, run=run)
-    torchrun("tests.train.gradients", str(path), str(tmp_path / "two.safetensors"))
+    two(write_gradients, path, tmp_path / "two.safetensors", log=tmp_path / "log")
     whole, found = gradients(load_recipe(path)), load_file(tmp_path / "two.safetensors")
     assert set(found) == set(whole)
     for name, gradient in whole.items():
@@ -76,12 +73,9 @@ def test_two_processes_train_what_one_trains_and_one_goes_on_from_theirs(
     path = write_recipe(tiny_base, tmp_path)
     loop.train(load_recipe(path))
     changes = {"run.out": str(tmp_path / "two"), "run.shard": shard}
-    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    assert (
-        json.loads(torchrun("nvembed_deploy.train", str(path), "--json", *words))["processes"] == 2
-    )
-    one, two = (read_log(tmp_path / name) for name in ("one", "two"))
-    for ours, theirs in zip(one, two, strict=True):
+    two(train, path, changes, log=tmp_path / "log")
+    logs = (read_log(tmp_path / name) for name in ("one", "two"))
+    for ours, theirs in zip(*logs, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
         assert ours.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-5)
     runs.assert_same(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
@@ -95,7 +89,7 @@ def test_two_processes_go_on_from_what_one_saved(tiny_base: Path, tmp_path: Path
     loop.train(load_recipe(path))
     shutil.copytree(tmp_path / "one", tmp_path / "whole")
     shutil.rmtree(tmp_path / "one" / "steps" / "000006")
-    torchrun("nvembed_deploy.train", str(path), "--resume")
+    two(partial(train, resume=True), path, log=tmp_path / "log")
     assert len(read_log(tmp_path / "one")) == 6
     runs.assert_same(tmp_path / "one", tmp_path / "whole", tolerance=1e-5)
 
@@ -103,5 +97,10 @@ def test_two_processes_go_on_from_what_one_saved(tiny_base: Path, tmp_path: Path
 def test_a_step_without_a_finite_loss_is_left_out_by_both(tiny_base: Path, tmp_path: Path) -> None:
     changes = {"loss": {"temperature": 1e-45}, "run": {"shard": True, "on_nan": "skip"}}
     path = write_recipe(tiny_base, tmp_path, **changes)
-    report = json.loads(torchrun("nvembed_deploy.train", str(path), "--json"))
+    command = [*TORCHRUN, "-m", "nvembed_deploy.train", str(path), "--json"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=pairs.ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    report = json.loads(done.stdout)
     assert (report["processes"], report["skipped"]) == (2, 6)

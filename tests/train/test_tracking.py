@@ -74,6 +74,41 @@ def test_nobody_logged_in_to_wandb_is_told_with_the_way_out(tmp_path: Path) -> N
     assert "WANDB_MODE=offline" in caught.value.fix
 
 
+def test_a_tracker_that_cannot_begin_costs_nothing_of_what_is_to_be_overwritten(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason=INSTALL)
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.CommError("no server")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    data = pairs.write_pairs(tmp_path / "pairs.jsonl")
+    short = {"steps": 1, "warmup_steps": 0}
+    loop.train(pairs.recipe(tiny_base, data, tmp_path / "run", optimizer=short))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    other = pairs.recipe(tiny_base, data, tmp_path / "run", run={"tracker": "wandb"})
+    with pytest.raises(InputError, match="cannot begin: no server"):
+        loop.train(other, overwrite=True)
+    found = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert {path for path in before if found.get(path) != before[path]} == set()
+
+
+def test_a_run_that_is_overwritten_leaves_none_of_its_tracked_steps(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(ACCUMULATOR, reason=INSTALL)
+    data, run = pairs.write_pairs(tmp_path / "pairs.jsonl"), {"tracker": "tensorboard"}
+    short = {"steps": 1, "warmup_steps": 0}
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run", run=run, optimizer=short)
+    loop.train(recipe)
+    (earlier,) = (tmp_path / "run" / "tensorboard").iterdir()
+    loop.train(recipe, overwrite=True)
+    (written,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert written.name != earlier.name
+    assert written.stat().st_size > 0
+
+
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_told_before_any_step(
     tiny_base: Path, tmp_path: Path, tracker: str

@@ -32,6 +32,8 @@ class Group:
     """Each with the numbers of its rows."""
     passages: dict[str, int] = field(default_factory=dict)
     """Numbered."""
+    num_alike: int = 0
+    """So many passages, the last ones, are the first queries: embedded alike, so only once."""
 
     @property
     def of_passages(self) -> str:
@@ -43,6 +45,15 @@ class Group:
         for text in texts:
             if text.strip():
                 self.passages.setdefault(text, len(self.passages))
+
+    def overlap(self) -> None:
+        """Put what is both last among passages and first among queries, if it is embedded alike."""
+        if self.of_passages == self.instruction:
+            both = [text for text in self.passages if text in self.queries]
+            alone = [text for text in self.passages if text not in self.queries]
+            self.passages = {text: number for number, text in enumerate([*alone, *both])}
+            self.queries = {text: self.queries[text] for text in [*both, *self.queries]}
+            self.num_alike = len(both)
 
 
 def groups_of(rows: Sequence[Row], corpus: Sequence[str]) -> list[Group]:
@@ -56,6 +67,7 @@ def groups_of(rows: Sequence[Row], corpus: Sequence[str]) -> list[Group]:
         group.add_passages([row["positive"], *(row.get("negatives") or ())])
     for group in groups.values():
         group.add_passages(corpus)
+        group.overlap()
     return list(groups.values())
 
 

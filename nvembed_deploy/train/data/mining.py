@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,7 @@ class Miner:
     @property
     def num_texts(self) -> int:
         """Return how many texts are embedded in all."""
-        return sum(len(group.passages) + len(group.queries) for group in self._groups)
+        return sum(len(g.passages) + len(g.queries) - g.num_alike for g in self._groups)
 
     def mine(
         self, store: EmbeddingStore, advance: Callable[[int], None] = lambda _: None
@@ -115,11 +116,14 @@ class Miner:
     ) -> EmbeddedGroup:
         rows = (self._rows[number] for numbers in group.queries.values() for number in numbers)
         known = Relevance(rows, group.passages, self._positives[group.instruction])
-        passage_MD = store.embed(
-            list(group.passages), instruction=group.of_passages, advance=advance
-        )
-        query_ND = store.embed(list(group.queries), instruction=group.instruction, advance=advance)
-        return EmbeddedGroup(group, known, query_ND, passage_MD)
+        passages, queries = list(group.passages), list(group.queries)
+        embed = partial(store.embed, instruction=group.instruction, advance=advance)
+        if group.num_alike:
+            rows_ND = embed([*passages, *queries[group.num_alike :]])
+            first_query = len(passages) - group.num_alike
+            return EmbeddedGroup(group, known, rows_ND[first_query:], rows_ND[: len(passages)])
+        passage_MD = embed(passages, instruction=group.of_passages)
+        return EmbeddedGroup(group, known, embed(queries), passage_MD)
 
     def _mined(self, group: EmbeddedGroup, query: int, near: Near, row: Row) -> Row:
         numbers, known = group.group.passages, group.known

@@ -72,8 +72,7 @@ class ReplyLog:
                 f"now asked for { ({key: settings[key] for key in other}) }",
                 "go on with the same options, or remove that folder",
             )
-        # earlier versions wrote null where no reply was of use: that is asked for again
-        return {r["request"]: r["result"] for r in lines[1:] if r["result"] is not None}
+        return {r["request"]: r["result"] for r in lines[1:]}
 
 
 def _record(place: str, row: Record | str) -> Record:

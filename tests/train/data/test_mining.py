@@ -122,6 +122,8 @@ def test_own_negatives_stay_where_the_rule_lets_pass_too_few(tmp_path: Path) -> 
     assert mined[0]["negative_scores"] == sorted(mined[0]["negative_scores"], reverse=True)
     assert mined[1]["negatives"] == []  # it had none
     assert report.rows_without == 1
+    mined, _ = mine(tmp_path / "more", rows, Choice(count=3, depth=5), (*near[:3], "gha"))
+    assert mined[0]["negatives"] == ["gha", "gbc", "efh"]
 
 
 def test_a_query_of_more_positives_than_the_depth_has_negatives(tmp_path: Path) -> None:
@@ -168,6 +170,19 @@ def test_passages_carry_the_instruction_where_both_sides_are_alike(
     mined, _ = mine(tmp_path, rows)
     passage = unit("ad", "h" if both else "")
     assert mined[0]["positive_score"] == round(float(unit("ab", "h") @ passage), 4)
+
+
+def test_a_text_that_is_query_and_passage_alike_is_embedded_once(tmp_path: Path) -> None:
+    texts = ["ab", "aab", "abb", "cd", "ccd", "ef"]
+    rows = [row(texts[i], texts[i - 2], "gh" * (i + 1)) for i in range(1, 5)]
+    found = []
+    for task_type, embedded in (("retrieval", 4 + 8), ("sts", 4 + 8 - 2)):
+        labelled = [{**r, "task_type": task_type, "instruction": "x"} for r in rows]
+        miner, teacher = Miner(labelled, TOP), LetterTeacher()
+        found.append(list(miner.mine(EmbeddingStore(tmp_path, teacher, "t"))))
+        assert len(teacher.texts) == miner.num_texts == embedded
+    for one, other in zip(*found, strict=True):  # the teacher does not know the letter x
+        assert {**one, "task_type": "sts"} == other
 
 
 def test_mined_rows_can_be_mined_again(tmp_path: Path) -> None:

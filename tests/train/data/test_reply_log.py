@@ -56,14 +56,6 @@ def test_a_second_run_is_refused(tmp_path: Path) -> None:
         ReplyLog(tmp_path / "log", SETTINGS)
 
 
-def test_what_had_no_result_is_open(tmp_path: Path) -> None:
-    with ReplyLog(tmp_path / "log", SETTINGS) as log:
-        log.add("a", None)  # as earlier versions did
-        log.add("b", 1)
-    with ReplyLog(tmp_path / "log", SETTINGS) as log:
-        assert log.results == {"b": 1}
-
-
 def test_a_result_that_comes_too_late_is_left(tmp_path: Path) -> None:
     with ReplyLog(tmp_path / "log", SETTINGS) as log:
         log.add("a", 1)

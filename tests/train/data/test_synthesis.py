@@ -129,6 +129,17 @@ def test_what_a_model_repeats_is_kept_once(tmp_path: Path) -> None:
     assert synthesis.repeated == 3 * 2 * 2 - 1  # two distinct tasks of each shape, two examples
 
 
+def test_a_label_may_be_the_positive_of_many_and_a_document_of_one(tmp_path: Path) -> None:
+    rows = [
+        {"task_type": task_type, "query": query, "positive": "the same"}
+        for task_type in ("classification", "retrieval")
+        for query in (f"{task_type} one", f"{task_type} two", f"{task_type} ONE")
+    ]
+    with open_log(tmp_path, ORDER, "m") as log:
+        kept = list(Synthesis(lambda _: "", ORDER, log)._distinct(iter(rows)))
+    assert kept == [rows[0], rows[1], rows[3]]
+
+
 def test_another_model_or_seed_is_another_log(tmp_path: Path) -> None:
     run(tmp_path, Model())
     with pytest.raises(InputError, match="'model': 'm'"):
