@@ -215,8 +215,8 @@ def _judge(args: argparse.Namespace, tasks: Tasks) -> None:
         raise GateError(
             f"{args.artifact} may not replace {args.reference}: " + "; ".join(verdict.reasons),
             "; ".join(verdict.causes)
-            or "keep sensitive linears in 16 bit (--keep), choose a finer precision, or accept the "
-            "loss with --margin",
+            or "choose a finer precision, keep what rounding harms most (export --keep-share), or "
+            "accept the loss with --margin",
         )
 
 
