@@ -150,7 +150,8 @@ def _check_blocks(recipe: ExportRecipe, spec: ModelSpec) -> None:
     shapes = {e.name.removesuffix(LINEAR): e.shape for e in entries if e.name.endswith(LINEAR)}
     recipe.formats.check_blocks({name: shape[0] for name, shape in shapes.items()})
     for name, (num_inputs, num_outputs) in shapes.items():
-        if num_outputs % 2 and recipe.formats.of(name, num_inputs) is not None:
+        form = recipe.formats.of(name, num_inputs)
+        if num_outputs % 2 and form is not None and form.code is Code.INT4:
             raise RecipeError(
                 f"{name} has {num_outputs} outputs, an odd number: 4-bit values lie two in a byte",
                 f"keep it in 8 bit: --keep {name}",
