@@ -96,14 +96,19 @@ def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
 
     Raises:
         RecipeError: it holds a run, and is neither to be resumed nor removed; or it was begun with
-            another recipe, or one that cannot be read; or its checkpoint holds files of others,
-            which would be lost.
+            another recipe, or one that is missing or cannot be read; or its checkpoint holds files
+            of others, which would be lost.
     """
     out = recipe.run.out
     _check_checkpoint(out / _CHECKPOINT)
     path = out / RECIPE
-    if overwrite or not path.exists() or not _holds_steps(out):
+    if not _holds_steps(out) or (overwrite and path.exists()):
         return
+    if not path.exists():
+        raise RecipeError(
+            f"{out} holds steps or a log but no {RECIPE}: whose they are is not known",
+            "move that elsewhere, or change run.out",
+        )
     if not resume:
         raise RecipeError(
             f"{out} holds a run already", "add --resume, --overwrite, or change run.out"

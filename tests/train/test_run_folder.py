@@ -59,6 +59,19 @@ def test_a_run_whose_recipe_is_damaged_is_not_gone_on_with(
         check_claim(recipe, resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_steps_without_a_recipe_are_not_taken_for_the_runs(
+    tiny_base: Path, data: Path, tmp_path: Path, option: str
+) -> None:
+    """They would be the newest steps, of which the checkpoint is made."""
+    loop.train(pairs.recipe(tiny_base, data, tmp_path / "run"))
+    (tmp_path / "run" / "recipe.json").unlink()
+    short = pairs.recipe(tiny_base, data, tmp_path / "run", optimizer={"steps": 2})
+    with pytest.raises(RecipeError, match=r"holds steps or a log but no recipe\.json"):
+        loop.train(short, **{option: True})
+    assert len(saved_steps(tmp_path / "run")) == 2
+
+
 def test_all_missing_paths_are_named_before_anything_is_written(tmp_path: Path) -> None:
     recipe = pairs.recipe(tmp_path / "no-base", tmp_path / "no-data", tmp_path / "run")
     with pytest.raises(RecipeError) as caught:
