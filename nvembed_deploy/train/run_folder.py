@@ -139,12 +139,13 @@ def _check_checkpoint(folder: Path) -> None:
 def written(out: Path) -> list[Path]:
     """List what the run that is in `out` has written beside its tables, as `_WRITTEN` is sorted.
 
-    Of trackers each file and folder: the next run's tracker writes beside them.
+    Of trackers each file and folder: the next run's tracker writes beside them. Their links are
+    not listed: `wandb/latest-run` is the next run's by the time that these are removed.
     """
     if not (out / RECIPE).exists():
         return []
     places = [[*(out / n).glob("*")] if n in _TRACKED else [out / n] for n in _WRITTEN]
-    return [place for several in places for place in several]
+    return [p for several in places for p in several if p.parent == out or not p.is_symlink()]
 
 
 def claim(recipe: TrainRecipe, sources: Sequence[Source], earlier: Sequence[Path] = ()) -> None:
