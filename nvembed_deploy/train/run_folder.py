@@ -96,14 +96,19 @@ def check_claim(recipe: TrainRecipe, *, resume: bool, overwrite: bool) -> None:
 
     Raises:
         RecipeError: it holds a run, and is neither to be resumed nor removed; or it was begun with
-            another recipe, or one that cannot be read; or its checkpoint holds files of others,
-            which would be lost.
+            another recipe, or one that is missing or cannot be read; or its checkpoint holds files
+            of others, which would be lost.
     """
     out = recipe.run.out
     _check_checkpoint(out / _CHECKPOINT)
     path = out / RECIPE
-    if overwrite or not path.exists() or not _holds_steps(out):
+    if not _holds_steps(out) or (overwrite and path.exists()):
         return
+    if not path.exists():
+        raise RecipeError(
+            f"{out} holds steps or a log but no {RECIPE}: whose they are is not known",
+            "move that elsewhere, or change run.out",
+        )
     if not resume:
         raise RecipeError(
             f"{out} holds a run already", "add --resume, --overwrite, or change run.out"
@@ -134,12 +139,13 @@ def _check_checkpoint(folder: Path) -> None:
 def written(out: Path) -> list[Path]:
     """List what the run that is in `out` has written beside its tables, as `_WRITTEN` is sorted.
 
-    Of trackers each file and folder: the next run's tracker writes beside them.
+    Of trackers each file and folder: the next run's tracker writes beside them. Their links are
+    not listed: `wandb/latest-run` is the next run's by the time that these are removed.
     """
     if not (out / RECIPE).exists():
         return []
     places = [[*(out / n).glob("*")] if n in _TRACKED else [out / n] for n in _WRITTEN]
-    return [place for several in places for place in several]
+    return [p for several in places for p in several if p.parent == out or not p.is_symlink()]
 
 
 def claim(recipe: TrainRecipe, sources: Sequence[Source], earlier: Sequence[Path] = ()) -> None:

@@ -45,9 +45,13 @@ def two(work: Callable[..., object], *words: object, log: Path) -> None:
         start(work, *words, log=path, RANK=str(rank), LOCAL_RANK=str(rank), **place)
         for rank, path in enumerate(logs)
     ]
-    for process, path in zip(ranks, logs, strict=True):
-        process.join(_MANY_SECONDS)
-        assert process.exitcode == 0, path.read_text()[-5000:]
+    try:
+        for process, path in zip(ranks, logs, strict=True):
+            process.join(_MANY_SECONDS)
+            assert process.exitcode == 0, path.read_text()[-5000:]
+    finally:
+        for process in ranks:
+            process.kill()  # one that waits for the other would be waited for at exit, without end
 
 
 def _run(

@@ -12,7 +12,7 @@ from nvembed_deploy.errors import InputError, RecipeError
 from nvembed_deploy.train import loop
 from nvembed_deploy.train.journal import read_log
 from nvembed_deploy.train.recipe import TrainRecipe
-from nvembed_deploy.train.run_folder import check_claim, claim, held
+from nvembed_deploy.train.run_folder import check_claim, claim, held, written
 from nvembed_deploy.train.saved import saved_steps
 from tests.full_disk import files_up_to
 from tests.train import pairs, runs
@@ -59,6 +59,19 @@ def test_a_run_whose_recipe_is_damaged_is_not_gone_on_with(
         check_claim(recipe, resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_steps_without_a_recipe_are_not_taken_for_the_runs(
+    tiny_base: Path, data: Path, tmp_path: Path, option: str
+) -> None:
+    """They would be the newest steps, of which the checkpoint is made."""
+    loop.train(pairs.recipe(tiny_base, data, tmp_path / "run"))
+    (tmp_path / "run" / "recipe.json").unlink()
+    short = pairs.recipe(tiny_base, data, tmp_path / "run", optimizer={"steps": 2})
+    with pytest.raises(RecipeError, match=r"holds steps or a log but no recipe\.json"):
+        loop.train(short, **{option: True})
+    assert len(saved_steps(tmp_path / "run")) == 2
+
+
 def test_all_missing_paths_are_named_before_anything_is_written(tmp_path: Path) -> None:
     recipe = pairs.recipe(tmp_path / "no-base", tmp_path / "no-data", tmp_path / "run")
     with pytest.raises(RecipeError) as caught:
@@ -92,6 +105,22 @@ def test_a_run_that_is_overwritten_stays_until_the_next_can_begin(
     assert len(read_log(out)) == 1
     assert (out / "mine.txt").exists()
     assert not table.exists()
+
+
+def test_links_of_the_next_runs_tracker_stay(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """Weights & Biases has one to its newest run, which `wandb sync` sends."""
+    recipe = pairs.recipe(tiny_base, data, tmp_path / "run")
+    tracked, link = tmp_path / "run" / "wandb", tmp_path / "run" / "wandb" / "latest-run"
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    claim(recipe, [])
+    (tracked / "first").mkdir(parents=True)
+    link.symlink_to("first")
+    earlier = written(tmp_path / "run")
+    (tracked / "second").mkdir()
+    link.unlink()
+    link.symlink_to("second")
+    claim(recipe, [], earlier)
+    assert {path.name for path in tracked.iterdir()} == {"second", "latest-run"}
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
