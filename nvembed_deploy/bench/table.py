@@ -26,8 +26,8 @@ def print_report(report: Report, console: Console) -> None:
     if report.scaling:
         console.print()
         _print_scaling(report.scaling, console)
-    for name, problem in report.faults.items():
-        console.print(f"[red]{escape(name)} was left out when it failed:[/] {escape(problem)}")
+    for problem in report.faults.values():
+        console.print(f"[red]Left out when it failed:[/] {escape(problem)}")
     machine = report.machine
     console.print(
         f"[dim]{machine['processor']}, {machine['cores']} cores, load {machine['load'][0]:g} before"

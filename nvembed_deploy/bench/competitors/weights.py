@@ -46,15 +46,16 @@ def read_spec(folder: Path) -> ModelSpec:
 def load(folder: Path, dtype: torch.dtype, device: torch.device) -> NVEmbed:
     """Load the model as its library would: of what needs no conversion the mapped file is used.
 
-    transformers does so, and holds one copy of the weights.
+    transformers does so. Either way the device holds one copy of the weights.
     """
+    import torch
     from safetensors.torch import load_file
 
     from nvembed_deploy.model.nvembed import build_model
 
     model = build_model(read_spec(folder), dtype=dtype, device=device)
-    state = load_file(folder / WEIGHTS, device=str(device))
-    model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, assign=True)
+    is_mapped = dtype == torch.float32 and device.type == "cpu"
+    model.load_state_dict(load_file(folder / WEIGHTS), assign=is_mapped)
     return model.requires_grad_(False)
 
 
