@@ -27,7 +27,7 @@ class NearestQuantizer:
         weight_OI = self.linears.load(name)
         form = self.formats.of(name, weight_OI.shape[1])
         if form is None:
-            raise ValueError(f"{name} is kept in 16 bit")
+            raise ValueError(f"{name} is not rounded")
         quantized = round_nearest(torch.from_numpy(weight_OI), form)
         if form.activations is not Activations.STATIC:
             return quantized

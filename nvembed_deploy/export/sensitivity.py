@@ -11,7 +11,7 @@ D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,7 +84,8 @@ def measure_harm(
             raise ArtifactError(
                 error.problem, "free space there, or set TMPDIR to a folder on another disk"
             ) from error
-        return _measure_blocks(Blocks(linears, formats, few, device), paths, on_block)
+        rounded = replace(formats, kept=None)  # what is kept already is not asked for again
+        return _measure_blocks(Blocks(linears, rounded, few, device), paths, on_block)
 
 
 @torch.no_grad()

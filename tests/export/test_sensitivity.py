@@ -39,7 +39,8 @@ def test_each_group_that_reads_one_input_is_measured_once(
 ) -> None:
     scheme = SCHEMES[name]
     weights = RotatedWeights(tiny_weights) if scheme.rotates else tiny_weights
-    formats = Formats(scheme.linear, keep=("pooler.values", "*.1.mlp.down_proj"))
+    keep = ("pooler.values", "*.1.mlp.down_proj")
+    formats = Formats(scheme.linear, keep, kept=scheme.kept)
     harms = harms_of(weights, formats, all_texts)
     assert len(harms) == 4 * LAYERS - 1 + 3
     tails = [tuple(n.split(".")[-1] for n in harm.names) for harm in harms[:3]]
