@@ -18,7 +18,7 @@ from nvembed_deploy.engine_record import EngineRecord, Flavour, Profile
 from nvembed_deploy.export.engine import build_engine, engine_name, probe
 from nvembed_deploy.export.engine_options import EngineOptions, GraphFacts, check_engine
 from nvembed_deploy.export.engine_profiles import choose_profiles
-from nvembed_deploy.export.formats import Code
+from nvembed_deploy.export.formats import SCHEMES
 from nvembed_deploy.manifest import Manifest
 from nvembed_deploy.text import Tokenizer
 
@@ -128,7 +128,8 @@ def is_as_asked(there: EngineRecord, options: EngineOptions, profiles: tuple[Pro
 
 def graph_facts(manifest: Manifest) -> GraphFacts:
     """Return what decides whether an artifact's graph can be built."""
-    code = next((code for code in Code if code.value in manifest.linears), None)
+    scheme = SCHEMES.get(str(manifest.recipe.get("precision")))
+    code = scheme.linear.code if scheme is not None else None
     width = manifest.spec.backbone.head_width
     fp8_attention = manifest.recipe.get("fp8_attention") is True
     return GraphFacts(manifest.precision, manifest.opset, width, code, fp8_attention)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nvembed_deploy.engine_record import EngineFacts, EngineRecord, Flavour, Pro
 from nvembed_deploy.errors import ArtifactError
 from nvembed_deploy.export.engine_add import add_engine, graph_facts, is_as_asked
 from nvembed_deploy.export.engine_options import EngineOptions
+from nvembed_deploy.export.formats import Code
 from nvembed_deploy.spec import Precision
 from nvembed_deploy.tensorrt_api import gpu_target
 from tests.full_disk import files_up_to
@@ -278,3 +280,10 @@ def test_the_manifest_says_what_decides_a_build(rtx_artifact: Path) -> None:
     facts = graph_facts(read_manifest(rtx_artifact))
     assert (facts.precision, facts.opset, facts.head_width) == (Precision.FP16, 23, 64)
     assert facts.code is None
+
+
+def test_a_graph_of_4_and_8_bits_is_built_as_one_of_4(rtx_artifact: Path) -> None:
+    manifest = read_manifest(rtx_artifact)
+    recipe = {**manifest.recipe, "precision": "int4-weight"}
+    mixed = replace(manifest, recipe=recipe, linears={"int8": 2, "int4": 19})
+    assert graph_facts(mixed).code is Code.INT4
