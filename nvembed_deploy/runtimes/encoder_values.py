@@ -23,7 +23,7 @@ def texts_of(inputs: object) -> list[str]:
     if not isinstance(inputs, Sequence) or isinstance(inputs, bytes | bytearray | memoryview):
         raise InputError(
             f"inputs is a {type(inputs).__name__}, expected a string or a list of strings",
-            "for a set or a dictionary, pass list(...); for a generator, encode_stream",
+            "pass a list of the texts; for a generator, use encode_stream",
         )
     return list(checked(inputs))
 
