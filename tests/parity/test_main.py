@@ -278,7 +278,7 @@ def test_a_trace_needs_onnx_from_the_same_extra(
     assert "the parity check needs onnx\nfix: pip install 'nvembed-deploy[parity]'" in err
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = [need.partition(">")[0] for need in extras["optional-dependencies"]["parity"]]
-    assert names == ["mteb", "onnx"]
+    assert "onnx" in names
 
 
 def test_a_trace_that_fails_does_so_before_anything_is_measured(
