@@ -137,15 +137,16 @@ def _check_checkpoint(folder: Path) -> None:
 
 
 def written(out: Path) -> list[Path]:
-    """List what the run that is in `out` has written beside its tables, as `_WRITTEN` is sorted.
+    """List what the run that is in `out` has written beside its tables, in the order of removal.
 
     Of trackers each file and folder: the next run's tracker writes beside them. Their links are
     not listed: `wandb/latest-run` is the next run's by the time that these are removed.
     """
     if not (out / RECIPE).exists():
         return []
-    places = [[*(out / n).glob("*")] if n in _TRACKED else [out / n] for n in _WRITTEN]
-    return [p for several in places for p in several if p.parent == out or not p.is_symlink()]
+    tracked = [n for n in _TRACKED if not (out / n).is_symlink()]  # behind a link is others' too
+    inside = [path for n in tracked for path in (out / n).glob("*") if not path.is_symlink()]
+    return inside + [out / n for n in _WRITTEN if n not in _TRACKED]
 
 
 def claim(recipe: TrainRecipe, sources: Sequence[Source], earlier: Sequence[Path] = ()) -> None:

@@ -123,6 +123,19 @@ def test_links_of_the_next_runs_tracker_stay(tiny_base: Path, data: Path, tmp_pa
     assert {path.name for path in tracked.iterdir()} == {"second", "latest-run"}
 
 
+def test_what_lies_behind_a_tracker_folders_link_stays(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    """One folder for all runs' curves, say."""
+    recipe, shared = pairs.recipe(tiny_base, data, tmp_path / "run"), tmp_path / "shared"
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    claim(recipe, [])
+    (shared / "other").mkdir(parents=True)
+    (tmp_path / "run" / "tensorboard").symlink_to(shared)
+    claim(recipe, [], written(tmp_path / "run"))
+    assert (shared / "other").is_dir()
+
+
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
 def test_a_file_that_somebody_put_into_the_checkpoint_is_named_before_the_first_step(
     tiny_base: Path, data: Path, tmp_path: Path, option: str
